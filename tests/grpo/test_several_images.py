@@ -14,12 +14,6 @@ from stages.corpus.sample import phantoms
 from stages.grpo.drafts import build_trie, prefill_with_drafts, score_drafted
 from stages.grpo.reference import build_table
 from stages.grpo.rollout import draws, sample_completions, sample_drafted
-from stages.grpo.shared_prefix import (
-    CompletionScorer,
-    score_packed,
-    score_packed_on_cache,
-    score_separately_on_cache,
-)
 from stages.policy.decoding import Sampling
 from stages.policy.prefill import prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, concatenate_prompts, process_prompts
@@ -31,6 +25,7 @@ from tests.grpo.test_shared_prefix import (
     draw_completions,
     gradients,
     score_separately,
+    ways_to_score,
 )
 from tests.grpo.tiny import FAMILIES, QUESTIONS, processor, random_policy
 
@@ -68,18 +63,6 @@ def test_scores_and_gradients_equal_those_of_separate_rows(
     policy, rows, prompts = prepared(family, counts)
     ids, mask = draw_completions(3, [5, 1, 4])
     separate = gradients(policy, lambda: score_separately(policy, rows, ids), mask)
-    scorer = CompletionScorer(TEMPERATURE)
-
-    def packed() -> Tensor:
-        return score_packed(policy, prompts, prompts.image_inputs, ids, mask, scorer)[0]
-
-    def segments() -> Tensor:
-        prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
-        return score_packed_on_cache(policy, prompts, prompt_pass, ids, mask, scorer)[0]
-
-    def members() -> Tensor:
-        prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
-        return score_separately_on_cache(policy, prompts, prompt_pass, ids, mask, scorer)[0]
 
     def drafted() -> Tensor:
         rows = [
@@ -92,7 +75,7 @@ def test_scores_and_gradients_equal_those_of_separate_rows(
         assert found is not None
         return found[0]
 
-    for way in (packed, segments, members, drafted):
+    for way in (*ways_to_score(policy, prompts, ids, mask), drafted):
         assert_same(gradients(policy, way, mask), separate)
 
 

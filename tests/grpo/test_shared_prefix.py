@@ -100,16 +100,10 @@ def prepared(
     return policy, rows, process_prompts(processor(), policy, rows, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("group", [2, 4, 8])
-@pytest.mark.parametrize("lengths", [[8], [1, 8, 3], [1]])
-def test_log_probabilities_and_gradients_equal_those_of_separate_rows(
-    family: str, group: int, lengths: list[int], tmp_path: Path
-) -> None:
-    policy, rows, prompts = prepared(family, tmp_path)
-    assert len(set(prompts.image_grid_thw.prod(-1).tolist())) == 2, "two sizes of image"
-    ids, mask = draw_completions(group, lengths)
-    separate = gradients(policy, lambda: score_separately(policy, rows, ids), mask)
+def ways_to_score(
+    policy: PreTrainedModel, prompts: PromptBatch, ids: Tensor, mask: Tensor
+) -> tuple[Callable[[], Tensor], ...]:
+    """The log-probabilities (2 * G, C) in one row, on a cache, and in rows apart."""
     head = CompletionScorer(TEMPERATURE)
 
     def packed() -> Tensor:
@@ -123,7 +117,20 @@ def test_log_probabilities_and_gradients_equal_those_of_separate_rows(
         prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
         return score_separately_on_cache(policy, prompts, prompt_pass, ids, mask, head)[0]
 
-    for score_shared in (packed, segments, members):
+    return packed, segments, members
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("group", [2, 4, 8])
+@pytest.mark.parametrize("lengths", [[8], [1, 8, 3], [1]])
+def test_log_probabilities_and_gradients_equal_those_of_separate_rows(
+    family: str, group: int, lengths: list[int], tmp_path: Path
+) -> None:
+    policy, rows, prompts = prepared(family, tmp_path)
+    assert len(set(prompts.image_grid_thw.prod(-1).tolist())) == 2, "two sizes of image"
+    ids, mask = draw_completions(group, lengths)
+    separate = gradients(policy, lambda: score_separately(policy, rows, ids), mask)
+    for score_shared in ways_to_score(policy, prompts, ids, mask):
         assert_same(gradients(policy, score_shared, mask), separate)
 
 

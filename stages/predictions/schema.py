@@ -7,12 +7,18 @@ evaluation stale.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import pyarrow as pa
 
 ABLATIONS: Final = ("blank", "shuffled")
-"""Variants of a question: with a black image, and with another image of its modality."""
+"""Variants of a question: with black images, and with those of another question."""
+IMAGE_PARTS: Final = ("removed", "reordered", "middle")
+"""Variants of a question about several images: without one, in another order, the middle alone."""
+CONTEXT_PARTS: Final = ("no_context", "other_context")
+"""Variants of a question with context: without it, and with that of another question."""
+VARIANTS: Final = (*ABLATIONS, *IMAGE_PARTS, *CONTEXT_PARTS)
 
 LEFT_OUT: Final = "left_out"
 """Key in the provenance of predictions, none, of a checkpoint without enough data (`matrix`)."""
@@ -54,3 +60,33 @@ SCHEMA: Final = pa.schema(
 their texts, "A" first; `gold`: a letter; `output`: the completion without special tokens. The
 columns of an ablation are all null if the question has no such variant; the image of `blank` is "".
 """
+
+_PATHS: Final = pa.list_(_required("item", pa.string()))
+OPTIONAL: Final = pa.schema(
+    [
+        pa.field("images", _PATHS),
+        pa.field("context", pa.string()),
+        pa.field("shuffled_images", _PATHS),
+        *(pa.field(f"{variant}_images", _PATHS) for variant in IMAGE_PARTS),
+        pa.field("other_context_context", pa.string()),
+        *(pa.field(f"{variant}_output", pa.string()) for variant in (*IMAGE_PARTS, *CONTEXT_PARTS)),
+        *(
+            pa.field(f"{variant}_completion_tokens", pa.int32())
+            for variant in (*IMAGE_PARTS, *CONTEXT_PARTS)
+        ),
+    ]
+)
+"""Columns that predictions have only if a question needs them, null in the rows of the others.
+
+`images`, `shuffled_images`: all images, in order, where there are several. `removed_images` and so
+on: what the variant showed.
+"""
+
+
+def schema_of(rows: Iterable[Mapping[str, Any]]) -> pa.Schema:
+    """The columns of some predictions: `SCHEMA`, and the optional ones that occur."""
+    names: set[str] = set()
+    for row in rows:
+        names |= {name for name, value in row.items() if value is not None}
+    optional = [field for field in OPTIONAL if field.name in names]
+    return pa.schema([*SCHEMA, *optional])

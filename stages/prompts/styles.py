@@ -50,11 +50,23 @@ PROMPTS: Final[dict[Purpose, dict[Style, str]]] = {
 }
 
 
-def prompt_text(problem: str, style: Style, purpose: Purpose) -> str:
-    """The user's prompt for one problem ("question A)..., B)...") in one style."""
-    return PROMPTS[purpose][style].format_map({"problem": problem})
+def prompt_text(problem: str, style: Style, purpose: Purpose, context: str | None = None) -> str:
+    """The user's prompt for one problem ("question A)..., B)...") in one style.
+
+    `context`: what is known of the patient, which stands before the question.
+    """
+    words = PROMPTS[purpose][style].format_map({"problem": problem})
+    return f"Context: {context} {words}" if context else words
 
 
-def chat(words: str) -> list[dict[str, Any]]:
-    """One user turn: the image, then the words (Med-R1's order); no system turn is passed."""
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]
+def chat(words: str, images: int = 1) -> list[dict[str, Any]]:
+    """One user turn: the images, then the words (Med-R1's order); no system turn is passed.
+
+    Several images are numbered as Qwen2-VL's own template does on request ("Picture 1: ").
+    """
+    parts: list[dict[str, Any]] = []
+    for number in range(1, images + 1):
+        if images > 1:
+            parts.append({"type": "text", "text": f"Picture {number}: "})
+        parts.append({"type": "image"})
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": words}]}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +24,20 @@ FIELDS: Final = (
     "modality",
     "question_type",
 )
-"""`options`: the option texts in letter order, so that no reader parses `problem`."""
+"""`options`: the option texts in letter order, so that no reader parses `problem`.
+
+A question about several images also has `images`, all of them in order; `image` then stands for
+them in lists. One with a patient's context has `context`.
+"""
+MAX_IMAGES: Final = 64
+"""Images of a question."""
 
 _REMEDY: Final = "run `dvc repro splits`"
+
+
+def images_of(item: Mapping[str, Any]) -> tuple[str, ...]:
+    """Paths of the images that a question shows, in order."""
+    return tuple(item.get("images") or (item["image"],))
 
 
 def read_split(path: Path) -> list[dict[str, Any]]:
@@ -43,4 +55,19 @@ def read_split(path: Path) -> list[dict[str, Any]]:
         if not is_option_list(item["options"]):
             wrong = f"options is {item['options']!r:.60}, not a list of 2 to 26 texts"
             raise InputError(f"{path}, item {index}: {wrong}; {_REMEDY}")
+        if not _is_image_list(item.get("images")):
+            wrong = f"images is {item['images']!r:.60}, not a list of 2 to {MAX_IMAGES} paths"
+            raise InputError(f"{path}, item {index}: {wrong}; {_REMEDY}")
+        if not isinstance(item.get("context"), str | None):
+            wrong = f"context is {item['context']!r:.60}, not a text"
+            raise InputError(f"{path}, item {index}: {wrong}; {_REMEDY}")
     return items
+
+
+def _is_image_list(value: object) -> bool:
+    """Whether a field `images` is a list of paths, or missing."""
+    if value is None:
+        return True
+    if not isinstance(value, list) or not 2 <= len(value) <= MAX_IMAGES:
+        return False
+    return all(isinstance(path, str) for path in value)

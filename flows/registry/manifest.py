@@ -190,6 +190,7 @@ def _diff(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
 
 
 def _question_hash(record: Record) -> str:
-    """Hash of a question's content: text, options, answer, type and image."""
-    parts = [record.question, *record.options, record.gold, record.question_type, record.image_path]
+    """Hash of a question's content: text, options, answer, type and images."""
+    parts = [record.question, *record.options, record.gold, record.question_type]
+    parts += [*record.image_paths, *map(str, record.slices)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGITS]

@@ -17,12 +17,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from PIL import Image
-
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
-from stages.core.params import Dicom, Resize
+from stages.core.params import Dicom, Resize, Volume
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.images.brightness import brightness
 from stages.corpus.images.decoding import (
@@ -33,6 +31,7 @@ from stages.corpus.images.decoding import (
     decode_files,
     encode,
 )
+from stages.corpus.images.frames import VolumeFrames
 from stages.corpus.images.hashes import perceptual_hash, pixel_hash
 from stages.corpus.images.image_cache import CachedImage, ImageCache
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
@@ -106,8 +105,9 @@ class ImageResizer:
         fetch: Reads a corpus file; called from any thread; raises UnreadError.
         resize: Settings of the result.
         dicom: Settings for DICOM files.
+        volume: Settings for volumes.
         cache: Where results of earlier runs are looked up, and new ones are added.
-        frames: Folder of the shards of DICOM frames.
+        frames: Keeps the frames of volumes that questions show.
     """
 
     def __init__(
@@ -118,8 +118,9 @@ class ImageResizer:
         fetch: Callable[[str], bytes],
         resize: Resize,
         dicom: Dicom,
+        volume: Volume,
         cache: ImageCache,
-        frames: Path,
+        frames: VolumeFrames,
     ) -> None:
         self._slug = slug
         self._modality = modality
@@ -127,20 +128,22 @@ class ImageResizer:
         self._fetch = fetch
         self._resize = resize
         self._dicom = dicom
+        self._volume = volume
         self._cache = cache
         self._settings = [
             slug,
             [modality.names[0], *modality.dicom],
             resize.model_dump(mode="json"),
             dicom.model_dump(mode="json"),
+            volume.model_dump(mode="json", include={"plane", "window"}),
         ]
         self._cached: dict[str, CachedImage] = {}
-        self._frames_folder = frames
+        self._frames = frames
         self.decoded_count = 0
         """Number of images that were decoded rather than found in the cache."""
 
     def write_shards(self, folder: Path) -> ImageMetadata:
-        """Write the shards of all images into `folder`, those of frames too; the result of each."""
+        """Write the shards of all images into `folder`; the result of each."""
         metadata = ImageMetadata()
         unlinked: list[list[str]] = []
         for shard in cut(sorted(self._sources)):
@@ -192,16 +195,10 @@ class ImageResizer:
         return None
 
     def _ensure_frames_linked(self, name: str, result: ImageResult) -> bool:
-        """Link the frames of an image, if it has several; False if they are not in the cache."""
+        """Link the frames of a volume that are shown; False if they are not in the cache."""
         if isinstance(result, ImageError) or "frames" not in result:
             return True
-        target = self._frames_folder / self._frames_name(name)
-        return target.exists() or self._cache.link_shard(target.name, target)
-
-    def _frames_name(self, name: str) -> str:
-        # The name counts beside the key: it is part of the members' names, and the same bytes may
-        # lie in the corpus under several names.
-        return shard_name([(f"{png_name(name)}/frames", self._key(name))])
+        return self._frames.find(name, self._key(name), result["frames"])
 
     def _shard_name(self, results: Mapping[str, ImageResult]) -> str | None:
         """File name of a shard, from pixels and encoder only; None if no image is usable."""
@@ -237,26 +234,10 @@ class ImageResizer:
             metadata = describe(image)
             if image.frames:
                 metadata["frames"] = len(image.frames)
-                self._write_frames(name, image.frames)
+                self._frames.write(name, self._key(name), image.frames)
             return _Resized(name, metadata, encode(image.image), decoded=True)
         except ImageError as error:
             return _Resized(name, error, b"", decoded=True)
-
-    def _write_frames(self, name: str, frames: Sequence[Image.Image]) -> None:
-        """Write the shard of an image's frames; ImageError if one is damaged."""
-        folder = name.removeprefix(IMAGES)
-        members = (
-            (f"{folder}/{number:04d}.png", encode(frame))
-            for number, frame in enumerate(frames, start=1)
-        )
-        path = self._frames_folder / self._frames_name(name)
-        part = path.with_suffix(".part")
-        try:
-            write_shard(part, members)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        self._cache.add_shard(path, ())
 
     def _write_shard(self, images: Iterable[_Resized], folder: Path) -> dict[str, ImageResult]:
         """Write a shard as its images arrive, and add it to the cache; their results."""

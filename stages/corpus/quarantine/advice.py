@@ -179,6 +179,14 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "Write the path relative to the CSV's folder, with / between folders; in JSON from"
         " Images/ on.",
     ),
+    Reason.IMAGE_LIST: Advice(
+        "lists of images that cannot be used",
+        "Name each image of the question once, in order, and only those of one patient.",
+    ),
+    Reason.IMAGE_SLICE: Advice(
+        "slices that cannot be used",
+        "Write their numbers, counted from 1 in the order of the volume, such as 12|14|16.",
+    ),
     Reason.IMAGE_MISSING: Advice(
         "images that are missing",
         "Add the file, or correct the path, which is case-sensitive and includes the suffix.",

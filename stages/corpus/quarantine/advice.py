@@ -211,6 +211,16 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "folders that are not one DICOM series",
         "A folder that a record names must hold the files of one series, of one size and kind.",
     ),
+    Reason.IMAGE_VOLUME: Advice(
+        "volumes that cannot be shown slice by slice as params.yaml asks",
+        "Complete or separate the slices that the reason names, or export the volume with its"
+        " positions. With volume.plane: acquired and volume.frames: 1 a volume is shown as it was"
+        " stored, by one slice (docs/ingest-dicom.md).",
+    ),
+    Reason.IMAGE_SLICE: Advice(
+        "questions about slices that are not there",
+        "Number the slices of a volume from 1, and name each once.",
+    ),
     Reason.IMAGE_TOO_LARGE: Advice(
         "images that are too large",
         "Export the image smaller, or raise the limit named in the reason in params.yaml.",

@@ -96,8 +96,14 @@ class Reason(StrEnum):
     """Several images in one file, with resize.frames set to refuse."""
     IMAGE_SERIES = "image-series"
     """A folder of DICOM files that are not one series."""
+    IMAGE_VOLUME = "image-volume"
+    """A volume whose slices cannot be ordered or cut as group volume asks: one is missing or there
+    twice, some are not parallel, or where they lie in the patient is not known.
+    """
+    IMAGE_SLICE = "image-slice"
+    """A question about slices that its volume does not have, or about one twice."""
     IMAGE_TOO_LARGE = "image-too-large"
-    """More pixels or frames than the limits allow."""
+    """More pixels or frames than the limits allow, or more images of a question."""
     IMAGE_DAMAGED = "image-damaged"
     """Truncated or corrupt."""
     IMAGE_ANNOTATION = "image-annotation"

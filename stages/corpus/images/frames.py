@@ -42,7 +42,7 @@ def shown_frames(count: int, settings: Volume, slices: Slices) -> tuple[int, ...
     Empty if it shows the volume's representative image alone, as `volume.frames: 1` says. Raises
     ImageError for a slice that the volume does not have, and for more than `volume.max_images`.
     """
-    if not slices and settings.frames == 1 and settings.selection != "all":
+    if not slices and not settings.several:
         return ()
     return select_frames(count, settings, slices or None)
 
@@ -121,7 +121,8 @@ class VolumeFrames:
                     facts[index] = _describe(frame)
                     yield frame_name(image_path, index), encode(frame)
 
-        part = self._folder / f"{key}.part"
+        # by the name: another volume may have the same bytes, and so the same key
+        part = self._folder / f"{hashlib.sha256(image_path.encode()).hexdigest()}.part"
         try:
             write_shard(part, members())
             if facts:

@@ -183,10 +183,6 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "lists of images that cannot be used",
         "Name each image of the question once, in order, and only those of one patient.",
     ),
-    Reason.IMAGE_SLICE: Advice(
-        "slices that cannot be used",
-        "Write their numbers, counted from 1 in the order of the volume, such as 12|14|16.",
-    ),
     Reason.IMAGE_MISSING: Advice(
         "images that are missing",
         "Add the file, or correct the path, which is case-sensitive and includes the suffix.",
@@ -219,7 +215,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     ),
     Reason.IMAGE_SLICE: Advice(
         "questions about slices that are not there",
-        "Number the slices of a volume from 1, and name each once.",
+        "Write their numbers, counted from 1 in the order of the volume, each once, as 12|14|16.",
     ),
     Reason.IMAGE_TOO_LARGE: Advice(
         "images that are too large",

@@ -82,8 +82,6 @@ class Reason(StrEnum):
     """An image_path that leads out of the images, or that no file system accepts."""
     IMAGE_LIST = "image-list"
     """A list of images that is empty, too long, or not of one patient."""
-    IMAGE_SLICE = "image-slice"
-    """Slices that are no numbers, or that the volume does not have."""
     IMAGE_MISSING = "image-missing"
     """The image is not in the corpus."""
     IMAGE_EMPTY = "image-empty"
@@ -101,7 +99,7 @@ class Reason(StrEnum):
     twice, some are not parallel, or where they lie in the patient is not known.
     """
     IMAGE_SLICE = "image-slice"
-    """A question about slices that its volume does not have, or about one twice."""
+    """A question about slices that are no numbers, are there twice, or that its volume lacks."""
     IMAGE_TOO_LARGE = "image-too-large"
     """More pixels or frames than the limits allow, or more images of a question."""
     IMAGE_DAMAGED = "image-damaged"

@@ -30,14 +30,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.core.iteration.lazy_sequence import LazySequence
-from stages.core.params import Dicom, Resize
+from stages.core.params import Dicom, Resize, Volume
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.volumes.signatures import is_nifti
 
 if TYPE_CHECKING:
     from stages.corpus.dicom.reader import Tags
+    from stages.corpus.volumes.pictures import Pictures
 
 __all__ = [
     "DECODER",
@@ -52,9 +54,10 @@ __all__ = [
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """Supported formats: libvips and Pillow know more, some through external programs."""
-_RULES: Final = 3
+_RULES: Final = 4
 """Raise it when equal bytes and settings give another image, other metadata, another refusal."""
 _DECODERS: Final = (
+    "nibabel",
     "numpy",
     "pillow",
     "pydicom",
@@ -133,46 +136,81 @@ class Decoded:
     """Of the file, upright."""
     height: int
     mode: str
-    """Of the file, by Pillow's name; for DICOM its photometric interpretation."""
-    frames: Sequence[Image.Image] = ()
-    """All frames of a DICOM series or multi-frame file in order, (size, size) RGB, with `image`
-    among them. They are decoded on access, which may raise ImageError. Empty for a single frame.
+    """Of the file, by Pillow's name; for DICOM its photometric interpretation, for NIfTI the type
+    of its voxels.
     """
+    frames: Sequence[Image.Image] = ()
+    """All frames of a DICOM series or multi-frame file, or of NIfTI, in order, (size, size) RGB.
+    Each is decoded on access, which may raise ImageError. Empty for a single frame.
+    """
+    representative: int = 0
+    """Index in `frames` of `image`."""
     tags: Tags | None = None
     """Of DICOM, the elements of the header that are passed on."""
 
 
+_ONE_FRAME: Final = Volume(
+    plane="acquired", frames=1, selection="uniform", window=None, max_images=1
+)
+
+
 def decode_files(
-    contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, folder: bool = False
+    contents: Sequence[bytes],
+    settings: Resize,
+    dicom: Dicom,
+    volume: Volume = _ONE_FRAME,
+    *,
+    folder: bool = False,
+    slices_named: bool = False,
 ) -> Decoded:
     """Decode an image from one file of any kind, or from a folder with a DICOM series.
 
+    Args:
+        contents: The files.
+        settings: Size and filter, and what other kinds of files than DICOM need.
+        dicom: Which frame `image` is, windows and limits, of NIfTI too.
+        volume: Which slices `frames` are. By default, those that were stored, in their order.
+        folder: Whether the files are a series.
+        slices_named: Whether a question names slices: their order is then checked, as it is where
+            volume.frames asks for several.
+
     Raises ImageError with the reason.
     """
+    max_pixels = settings.max_megapixels * 10**6
     if not folder:
         contents = [contents[0]]  # accessed once: a lazy sequence fetches on each access
         # Check for DICOM first: a file can be DICOM and another kind at once, and its header may
         # flag burned-in text, which must not be overlooked.
         if not is_dicom(contents[0]):
-            return decode(contents[0], settings)
+            if not is_nifti(contents[0]):
+                return decode(contents[0], settings)
+            # imports pydicom, for its windows, and nibabel, which few corpora need
+            from stages.corpus.volumes.pictures import read_nifti_pictures
+
+            pictures = read_nifti_pictures(contents[0], dicom, volume, max_pixels)
+            return _decode_pictures(pictures, settings)
     # imports pydicom and its decoders, which a corpus without DICOM does not need
-    from stages.corpus.dicom.series import read_series
+    from stages.corpus.volumes.pictures import read_dicom_pictures
 
-    series = read_series(contents, dicom, settings.max_megapixels * 10**6)
+    stacked = volume.several or slices_named
+    pictures = read_dicom_pictures(contents, dicom, volume, max_pixels, stacked=stacked)
+    return _decode_pictures(pictures, settings)
 
+
+def _decode_pictures(pictures: Pictures, settings: Resize) -> Decoded:
     def resize_frame(index: int) -> Image.Image:
-        frame = Image.fromarray(series.frames[index]).convert("RGB")
+        frame = Image.fromarray(pictures.frames[index]).convert("RGB")
         return _resize_by_pillow(frame, settings)
 
-    frames = LazySequence(len(series.frames), resize_frame)
-    tags = series.tags
+    frames = LazySequence(len(pictures.frames), resize_frame)
     return Decoded(
-        image=frames[series.representative],
-        width=tags.columns,
-        height=tags.rows,
-        mode=tags.photometric,
+        image=frames[pictures.representative],
+        width=pictures.width,
+        height=pictures.height,
+        mode=pictures.mode,
         frames=frames if len(frames) > 1 else (),
-        tags=tags,
+        representative=pictures.representative,
+        tags=pictures.tags,
     )
 
 
@@ -216,6 +254,7 @@ _NOT_IMAGES: Final = {
     b"<?xml": "XML, perhaps an error message or an SVG drawing: download it again, or export a PNG",
     b"%pdf": "a PDF: export its page as PNG",
     b"pk\x03\x04": "an archive: unpack it, and name the files in it",
+    b"\x1f\x8b": "packed by gzip, and not NIfTI, or truncated: unpack it, and name the files in it",
 }
 """Beginning of a file, in lower case -> what it is, and what to do."""
 _DICOM_STARTS: Final = (b"\x02\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")

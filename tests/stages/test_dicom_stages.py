@@ -201,16 +201,17 @@ def test_a_header_that_contradicts_its_record_is_refused_with_both_modalities(
     assert "'MR'" in row.why
 
 
-def test_a_folder_of_other_images_is_not_a_series(
+def test_a_folder_of_dicom_and_other_images_is_no_volume(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     good = make_record(question_id="good")
     make_corpus(
-        [good, make_record(image_path="Images/Chest CT Scan")], {"Images/Chest CT Scan": None}
+        [good, make_record(image_path="Images/Chest CT Scan")],
+        {"Images/Chest CT Scan": None, "Images/Chest CT Scan/b.dcm": file(ramp(), Modality="CT")},
     )
     run(download)
     run(resize, "ct")
-    assert [row.reason for row in refusals("ct")] == [Reason.IMAGE_FORMAT]
+    assert [row.reason for row in refusals("ct")] == [Reason.IMAGE_SERIES]
 
 
 def test_two_runs_give_the_same_bytes(

@@ -29,17 +29,13 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.core.iteration.lazy_sequence import LazySequence
-from stages.core.params import Dicom, Resize, Volume
-from stages.corpus.dicom.headers.preamble import is_dicom
+from stages.core.params import Resize
 from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.volumes.signatures import is_nifti
 
 if TYPE_CHECKING:
     from stages.corpus.dicom.reader import Tags
-    from stages.corpus.volumes.pictures import Pictures
 
 __all__ = [
     "DECODER",
@@ -48,8 +44,8 @@ __all__ = [
     "Decoded",
     "ImageError",
     "decode",
-    "decode_files",
     "encode",
+    "resize_by_pillow",
 ]
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
@@ -147,71 +143,6 @@ class Decoded:
     """Index in `frames` of `image`."""
     tags: Tags | None = None
     """Of DICOM, the elements of the header that are passed on."""
-
-
-_ONE_FRAME: Final = Volume(
-    plane="acquired", frames=1, selection="uniform", window=None, max_images=1
-)
-
-
-def decode_files(
-    contents: Sequence[bytes],
-    settings: Resize,
-    dicom: Dicom,
-    volume: Volume = _ONE_FRAME,
-    *,
-    folder: bool = False,
-    slices_named: bool = False,
-) -> Decoded:
-    """Decode an image from one file of any kind, or from a folder with a DICOM series.
-
-    Args:
-        contents: The files.
-        settings: Size and filter, and what other kinds of files than DICOM need.
-        dicom: Which frame `image` is, windows and limits, of NIfTI too.
-        volume: Which slices `frames` are. By default, those that were stored, in their order.
-        folder: Whether the files are a series.
-        slices_named: Whether a question names slices: their order is then checked, as it is where
-            volume.frames asks for several.
-
-    Raises ImageError with the reason.
-    """
-    max_pixels = settings.max_megapixels * 10**6
-    if not folder:
-        contents = [contents[0]]  # accessed once: a lazy sequence fetches on each access
-        # Check for DICOM first: a file can be DICOM and another kind at once, and its header may
-        # flag burned-in text, which must not be overlooked.
-        if not is_dicom(contents[0]):
-            if not is_nifti(contents[0]):
-                return decode(contents[0], settings)
-            # imports pydicom, for its windows, and nibabel, which few corpora need
-            from stages.corpus.volumes.pictures import read_nifti_pictures
-
-            pictures = read_nifti_pictures(contents[0], dicom, volume, max_pixels)
-            return _decode_pictures(pictures, settings)
-    # imports pydicom and its decoders, which a corpus without DICOM does not need
-    from stages.corpus.volumes.pictures import read_dicom_pictures
-
-    stacked = volume.several or slices_named
-    pictures = read_dicom_pictures(contents, dicom, volume, max_pixels, stacked=stacked)
-    return _decode_pictures(pictures, settings)
-
-
-def _decode_pictures(pictures: Pictures, settings: Resize) -> Decoded:
-    def resize_frame(index: int) -> Image.Image:
-        frame = Image.fromarray(pictures.frames[index]).convert("RGB")
-        return _resize_by_pillow(frame, settings)
-
-    frames = LazySequence(len(pictures.frames), resize_frame)
-    return Decoded(
-        image=frames[pictures.representative],
-        width=pictures.width,
-        height=pictures.height,
-        mode=pictures.mode,
-        frames=frames if len(frames) > 1 else (),
-        representative=pictures.representative,
-        tags=pictures.tags,
-    )
 
 
 def decode(content: bytes, settings: Resize) -> Decoded:
@@ -411,7 +342,7 @@ def _resize_by_libvips(opened: pyvips.Image, settings: Resize) -> NDArray[np.uin
     enlarged = min(opened.width, opened.height) < size
     # libvips enlarges by other formulas than Pillow, and is no faster with one channel
     if enlarged or opened.bands == 1 or settings.resample not in _KERNELS:
-        return np.asarray(_resize_by_pillow(Image.fromarray(_pixels(opened)), settings))
+        return np.asarray(resize_by_pillow(Image.fromarray(_pixels(opened)), settings))
     # Widths first, as Pillow does: both clip to 0 to 255 in between, so in libvips's own order
     # black-and-white content would be off by more than a level.
     kernel = _KERNELS[settings.resample]
@@ -435,11 +366,12 @@ def _decode_by_pillow(content: bytes, settings: Resize) -> Decoded:
     _check_size(opened.width, opened.height, settings)
     _check_frames(getattr(opened, "n_frames", 1), settings)
     upright = ImageOps.exif_transpose(opened)
-    image = _resize_by_pillow(_to_rgb(upright, settings), settings)
+    image = resize_by_pillow(_to_rgb(upright, settings), settings)
     return Decoded(image, upright.width, upright.height, upright.mode)
 
 
-def _resize_by_pillow(image: Image.Image, settings: Resize) -> Image.Image:
+def resize_by_pillow(image: Image.Image, settings: Resize) -> Image.Image:
+    """Scale an image to the square of the settings."""
     resample = Image.Resampling[settings.resample.upper()]
     return image.resize((settings.size, settings.size), resample)
 

@@ -90,6 +90,10 @@ class VolumeFrames:
         self.facts: dict[str, dict[int, FrameFacts]] = {}
         """image_path -> index -> facts of the frames that are kept of a volume."""
 
+    def stacked(self, image_path: str) -> bool:
+        """Whether any question shows several slices, or names one, so that their order matters."""
+        return self._settings.several or any(self._slices[image_path])
+
     def find(self, image_path: str, key: str, count: int) -> bool:
         """Take the wanted frames from the cache; False if any is missing there.
 

@@ -28,9 +28,9 @@ from stages.corpus.images.decoding import (
     ENCODER,
     Decoded,
     ImageError,
-    decode_files,
     encode,
 )
+from stages.corpus.images.files import decode_files
 from stages.corpus.images.frames import VolumeFrames
 from stages.corpus.images.hashes import perceptual_hash, pixel_hash
 from stages.corpus.images.image_cache import CachedImage, ImageCache
@@ -147,7 +147,8 @@ class ImageResizer:
         metadata = ImageMetadata()
         unlinked: list[list[str]] = []
         for shard in cut(sorted(self._sources)):
-            cached = self._cache.lookup(sorted({self._key(name) for name in shard}))
+            keys = set(map(self._key, shard)) | set(map(self._plain_key, shard))
+            cached = self._cache.lookup(sorted(keys))
             results = self._link_shard(shard, cached, folder)
             if results is None:
                 unlinked.append(shard)
@@ -168,9 +169,25 @@ class ImageResizer:
 
     def _key(self, name: str) -> str:
         """Cache key: a hash of all that determines the result."""
+        return self._hash(name, stacked=self._frames.stacked(name))
+
+    def _plain_key(self, name: str) -> str:
+        """Cache key of an image that is no volume, whatever is asked of volumes."""
+        return self._hash(name, stacked=False)
+
+    def _hash(self, name: str, *, stacked: bool) -> str:
         source = self._sources[name]
-        parts = [[digest for _, digest in source.files], source.folder, self._settings, DECODER]
+        digests = [digest for _, digest in source.files]
+        parts = [digests, source.folder, stacked, self._settings, DECODER]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _find(self, name: str, cached: Mapping[str, CachedImage]) -> CachedImage | None:
+        """The cached result of an image, if it holds for what is asked of volumes."""
+        own = cached.get(self._key(name))
+        plain = cached.get(self._plain_key(name))
+        if own is None and plain is not None and _is_plain(_cached_result(plain)):
+            return plain
+        return own
 
     def _link_shard(
         self, shard: Sequence[str], cached: Mapping[str, CachedImage], folder: Path
@@ -183,7 +200,7 @@ class ImageResizer:
         """
         results: dict[str, ImageResult] = {}
         for name in shard:
-            entry = cached.get(self._key(name))
+            entry = self._find(name, cached)
             if entry is None:
                 return None
             results[name] = _cached_result(entry)
@@ -211,7 +228,7 @@ class ImageResizer:
 
     def _load(self, name: str) -> _Resized:
         """Read an image from the cache, or decode it."""
-        entry = self._cached.get(self._key(name))
+        entry = self._find(name, self._cached)
         if entry is not None:
             result = _cached_result(entry)
             if entry.shard is None:
@@ -229,7 +246,14 @@ class ImageResizer:
 
         try:
             contents = LazySequence(len(source.files), fetch)
-            image = decode_files(contents, self._resize, self._dicom, folder=source.folder)
+            image = decode_files(
+                contents,
+                self._resize,
+                self._dicom,
+                self._volume,
+                folder=source.folder,
+                slices_named=self._frames.stacked(name),
+            )
             check_modality(image, self._modality)
             metadata = describe(image)
             if image.frames:
@@ -256,7 +280,8 @@ class ImageResizer:
         refusals: list[tuple[str, dict[str, Any]]] = []
         for name, result in results.items():
             if not isinstance(result, ImageError):
-                usable.append((self._key(name), png_name(name), result))
+                key = self._plain_key(name) if _is_plain(result) else self._key(name)
+                usable.append((key, png_name(name), result))
             elif not isinstance(result, UnreadError):  # unread bytes may be readable next time
                 facts = {"why": str(result), "reason": result.reason}
                 refusals.append((self._key(name), facts))
@@ -294,6 +319,11 @@ def check_modality(image: Decoded, modality: Category) -> None:
             f" {declared!r}",
             Reason.MODALITY_MISMATCH,
         )
+
+
+def _is_plain(result: ImageResult) -> bool:
+    """Whether an image could be used and is no volume."""
+    return not isinstance(result, ImageError) and "frames" not in result
 
 
 def _cached_result(entry: CachedImage) -> ImageResult:

@@ -15,7 +15,8 @@ from stages.core.iteration.progress import counted
 from stages.core.params import Params
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
-from stages.corpus.images.decoding import ImageError, decode_files
+from stages.corpus.images.decoding import ImageError
+from stages.corpus.images.files import decode_files
 from stages.corpus.images.frames import FrameFacts, Slices, describe_frames, wanted_frames
 from stages.corpus.images.resizer import ImageResult, check_modality, describe
 from stages.corpus.images.shown import add_images
@@ -102,7 +103,14 @@ def _decode(
         contents = [corpus.fetch(name) for name in names]
         for content in contents:
             digest.update(content)
-        image = decode_files(contents, params.resize, params.dicom, folder=names != [path])
+        image = decode_files(
+            contents,
+            params.resize,
+            params.dicom,
+            params.volume,
+            folder=names != [path],
+            slices_named=any(slices),
+        )
         wanted = wanted_frames(len(image.frames), params.volume, slices) if image.frames else ()
         frames = describe_frames(image.frames, wanted)
         for slug in modalities:

@@ -20,7 +20,7 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.image_store import list_shard, open_image
 from stages.corpus.images import resizer, shard_writer
-from stages.corpus.images.decoding import decode_files
+from stages.corpus.images.files import decode_files
 from tests.conftest import ROOT, MakeCorpus, MakeRecord, RunStage, change_params
 from tests.corpus.images.test_decoders import saved, smooth
 from tests.dicoms import file

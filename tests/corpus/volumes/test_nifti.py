@@ -15,7 +15,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stages.corpus.images.decoding import Decoded, ImageError, decode_files
+from stages.corpus.images.decoding import Decoded, ImageError
+from stages.corpus.images.files import decode_files
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.volumes.nifti import read_nifti
 from stages.corpus.volumes.signatures import is_nifti

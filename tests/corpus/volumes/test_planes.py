@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.corpus.images.decoding import ImageError, decode_files
+from stages.corpus.images.decoding import ImageError
+from stages.corpus.images.files import decode_files
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.volumes.pictures import Pictures, read_dicom_pictures, read_nifti_pictures
 from tests.conftest import resize_settings

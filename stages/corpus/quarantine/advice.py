@@ -192,7 +192,8 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     ),
     Reason.IMAGE_FORMAT: Advice(
         "files in an unknown image format",
-        "Export as PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM; renaming the file is not enough.",
+        "Export as PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM or NIfTI; renaming the file is not"
+        " enough.",
     ),
     Reason.IMAGE_SYNTAX: Advice(
         "DICOM files in an unsupported transfer syntax",

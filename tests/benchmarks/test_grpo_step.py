@@ -113,18 +113,33 @@ def _share(model: Costs, part: str, rest: str) -> float:
     return float(getattr(model, part) / (getattr(model, part) + others))
 
 
+@pytest.mark.parametrize(
+    ("completion", "images", "gain"), [(10, 1, 9.4), (10, 8, 10.5), (150, 1, 3.7), (150, 8, 8.0)]
+)
+def test_the_gain_by_flops_is_as_documented(completion: int, images: int, gain: float) -> None:
+    model = model_costs("qwen2-vl-2b")
+    tokens = 80 + 196 * images + 7 * (images - 1)
+    copies, shared = (
+        per_prompt(way, model, tokens, completion, 8, images=images)
+        for way in ("g_copies", "shared")
+    )
+    assert copies / shared == pytest.approx(gain, abs=0.05)
+
+
 def test_flops_of_several_images_are_shared_as_the_prompt_is() -> None:
     model = model_costs("qwen2-vl-2b")
     tokens = 276 + 203
     more = model.text(tokens) - model.text(276)
-    for way, passes in (("g_copies", 20), ("trl", 20), ("shared", 4)):
+    # of G = 4: rollout, policy, a backward that counts twice, reference; ours shares the first two
+    passes: dict[Way, int] = {"g_copies": 20, "trl": 20, "shared": 4}
+    for way, count in passes.items():
         one = per_prompt(way, model, 276, 10, 4)
         two = per_prompt(way, model, tokens, 10, 4, images=2)
         # in a shared pass, the last layer makes only keys and values of the further tokens
         saved = 203 * model.top if way == "shared" else 0.0
         logits = 203 * model.head if way == "g_copies" else 0.0
         assert two - one == pytest.approx(
-            passes * (model.image + more - saved + logits), rel=2e-3
+            count * (model.image + more - saved + logits), rel=2e-3
         ), way
 
 

@@ -31,7 +31,7 @@ from stages.core.provenance import collect_provenance
 from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import exists
 from stages.corpus.dataset.problems import parse_solution
-from stages.corpus.dataset.split_files import read_split
+from stages.corpus.dataset.split_files import images_of, read_split
 from stages.grpo.parallel import (
     deepspeed_configuration,
     peer_errors_explained,
@@ -195,7 +195,8 @@ def _trainer(
         return build_sft_trainer(
             policy, processor, rows, grpo, sft, style, scratch=state, run_name=name
         )
-    from stages.grpo.trainer import build_trainer, train_dataset
+    from stages.grpo.dataset import train_dataset
+    from stages.grpo.trainer import build_trainer
 
     return build_trainer(
         policy, processor, train_dataset(rows, style), grpo, style, scratch=state, run_name=name
@@ -257,15 +258,17 @@ def _base_model(start: Path) -> dict[str, Any]:
 
 
 def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
-    """One item of a split in the trainer's form; InputError if its image is missing."""
-    if not exists(item["image"]):
-        raise InputError(
-            f"{split}: {item['question_id']}: image {item['image']} is missing; run `dvc repro"
-            " resize`"
-        )
+    """One item of a split in the trainer's form; InputError if an image of it is missing."""
+    images = images_of(item)
+    for image in images:
+        if not exists(image):
+            raise InputError(
+                f"{split}: {item['question_id']}: image {image} is missing; run `dvc repro resize`"
+            )
     return {
-        "image": item["image"],
+        "images": images,
         "problem": item["problem"],
+        "context": item.get("context"),
         "gold": parse_solution(item["solution"]),
         "options": item["options"],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from stages.grpo.drafts import DraftPass
 from stages.policy.prompt_batch import PromptBatch, process_prompts
 
 Example = dict[str, Any]
-"""A row of the training set: its prompt, its opened image, and what the rewards need."""
+"""A row of the training set: its prompt, its opened images, and what the rewards need."""
 
 
 class ExampleBatch(list[Example]):
@@ -58,7 +59,7 @@ class PromptCollator:
             for example in examples
         ]
         prompts = process_prompts(self._processor, self._policy, chats, torch.device("cpu"))
-        paths = [example["image_path"] for example in examples if "image_path" in example]
+        paths = list(chain.from_iterable(map(_paths_of, examples)))
         # known for all images or for none
         known = len(paths) == len(prompts.image_grid_thw)
         return replace(prompts, image_paths=tuple(paths) if known else ())
@@ -108,3 +109,10 @@ def images_of(example: Example) -> list[Any]:
     if example.get("image") is not None:
         return [example["image"]]
     return list(example.get("images") or ())
+
+
+def _paths_of(example: Example) -> list[str]:
+    """Where the images of an example come from; [] if it is not known."""
+    if example.get("image_path") is not None:
+        return [example["image_path"]]
+    return list(example.get("image_paths") or ())

@@ -19,7 +19,15 @@ from trl.trainer.utils import RepeatSampler
 from stages.core.errors import InputError
 from stages.core.params import Grpo, Sft
 from stages.corpus.dataset.problems import format_solution
+from stages.corpus.dataset.split_files import images_of
 from stages.grpo.checks import check_batch, check_prompts
+from stages.grpo.dataset import (
+    first_image,
+    image_columns,
+    image_counts,
+    with_images,
+    words_of,
+)
 from stages.grpo.parallel import join_deepspeed
 from stages.grpo.resume import Resumable
 from stages.grpo.trainer import (
@@ -27,13 +35,12 @@ from stages.grpo.trainer import (
     lora_config,
     save_callbacks,
     shared_arguments,
-    with_images,
 )
 from stages.grpo.watch import TrainingWatch
 from stages.policy.loading import vision_token_ids
 from stages.policy.prompt_batch import backbone
 from stages.policy.vision_features import embed_patches_by_product
-from stages.prompts.styles import Style, chat, prompt_text
+from stages.prompts.styles import Style, chat
 
 
 def target(gold: str) -> str:
@@ -63,21 +70,22 @@ def sft_config(grpo: Grpo, sft: Sft, scratch: Path, run_name: str) -> SFTConfig:
 
 
 def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dataset:
-    """Rows {"image": path, "problem", "gold"} as TRL's columns; images open on use.
+    """Rows as in `train_dataset`, without options, as TRL's columns; images open on use.
 
     Prompt and completion are text and not a chat, whose template adds a line break after the end
     of the turn: a token that no policy ever generates.
     """
-    questions = [prompt_text(row["problem"], style, "evaluate") for row in rows]
+    chats = [
+        chat(words, images=len(images_of(row)))
+        for row, words in zip(rows, words_of(rows, style, "evaluate"), strict=True)
+    ]
     columns = {
         "prompt": [
-            processor.apply_chat_template(
-                chat(question), add_generation_prompt=True, tokenize=False
-            )
-            for question in questions
+            processor.apply_chat_template(each, add_generation_prompt=True, tokenize=False)
+            for each in chats
         ],
         "completion": [target(row["gold"]) + processor.tokenizer.eos_token for row in rows],
-        "image": [row["image"] for row in rows],
+        **image_columns(rows),
     }
     return Dataset.from_dict(columns).with_transform(with_images)
 
@@ -132,8 +140,9 @@ def build_sft_trainer(
     _check_end(policy, processor, run_name)
     dataset = sft_dataset(rows, style, processor)
     check_prompts(
-        [prompt_text(row["problem"], style, "evaluate") for row in rows],
-        dataset[0]["image"],
+        words_of(rows, style, "evaluate"),
+        image_counts(dataset),
+        first_image(dataset),
         processor,
         policy,
         grpo,

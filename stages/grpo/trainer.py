@@ -9,13 +9,11 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from datasets import Dataset
-from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig
@@ -24,9 +22,9 @@ from stages.core.errors import InputError
 from stages.core.iteration.progress import progress_reporter
 from stages.core.params import Grpo, Lora
 from stages.core.services.tracking import TrackingRun
-from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.problems import LETTERS, format_solution
 from stages.grpo.checks import check_batch, check_completion_length, check_prompts
+from stages.grpo.dataset import first_image, image_counts
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.parallel import gather_weights, join_deepspeed, parallel_arguments
 from stages.grpo.resume import SaveByTime
@@ -36,7 +34,7 @@ from stages.grpo.vllm_rollout import generation_kwargs, require_vllm, vllm_argum
 from stages.grpo.watch import TrainingWatch
 from stages.policy.prompt_batch import backbone
 from stages.policy.vision_attention import batches_images
-from stages.prompts.styles import Style, prompt_text
+from stages.prompts.styles import Style
 
 LOGGED: Final[dict[str, str]] = {
     "loss": "loss",
@@ -126,37 +124,6 @@ def reuses_prompt_pass(grpo: Grpo) -> bool:
     return grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass
 
 
-def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
-    """Rows {"image": path, "problem", "gold", "options"} as TRL's columns; images open on use."""
-    columns = {
-        "prompt": [
-            [{"role": "user", "content": prompt_text(row["problem"], style, "train")}]
-            for row in rows
-        ],
-        "image": [row["image"] for row in rows],
-        "gold": [row["gold"] for row in rows],
-        "options": [row["options"] for row in rows],
-    }
-    return Dataset.from_dict(columns).with_transform(with_images)
-
-
-def with_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Replace the paths in a batch's column `image`, if it has one, by opened images.
-
-    The paths are kept as `image_path`.
-    """
-    if "image" not in batch:
-        return batch
-    paths = batch["image"]
-    return batch | {"image": [_cached_image(path) for path in paths], "image_path": paths}
-
-
-@lru_cache(maxsize=256)
-def _cached_image(path: str) -> Image.Image:
-    """Decode an image once for its group, and for neighbouring questions about it."""
-    return open_image(path)
-
-
 def build_trainer(
     policy: PreTrainedModel,
     processor: Any,
@@ -174,7 +141,7 @@ def build_trainer(
     """
     check_batch(grpo, len(dataset), run_name)
     questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
-    check_prompts(questions, dataset[0]["image"], processor, policy, grpo)
+    check_prompts(questions, image_counts(dataset), first_image(dataset), processor, policy, grpo)
     check_completion_length(processor, grpo, style)
     if grpo.rollout != "policy":
         require_vllm(grpo.rollout)

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from stages.core.errors import InputError
 from stages.grpo import scoring
+from stages.grpo.dataset import train_dataset
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.rollout import Sampled
 from stages.grpo.shared_prefix import score
-from stages.grpo.trainer import build_trainer, save_policy, train_dataset
+from stages.grpo.trainer import build_trainer, save_policy
 from stages.policy.loading import load_policy
 from stages.policy.prompt_batch import PromptBatch, process_prompts
 from stages.policy.vision_features import VisionFeatures

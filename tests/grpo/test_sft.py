@@ -14,13 +14,13 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.core.params import Grpo, Sft, load_params
 from stages.corpus.dataset.problems import format_solution
+from stages.grpo.dataset import train_dataset
 from stages.grpo.sft import build_sft_trainer, sft_config, sft_dataset, target
 from stages.grpo.trainer import (
     LOGGED,
     build_trainer,
     deterministic,
     save_policy,
-    train_dataset,
     write_log,
 )
 from stages.policy.loading import load_policy, load_processor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from stages.core.params import Grpo, load_params
 from stages.corpus.sample import phantoms
+from stages.grpo.dataset import train_dataset
 from stages.grpo.resume import prune_checkpoints
-from stages.grpo.trainer import build_trainer, train_dataset, write_log
+from stages.grpo.trainer import build_trainer, write_log
 from stages.policy.loading import load_policy, load_processor
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,6 +28,8 @@ QUESTIONS = (
 )
 SIZES = ((384, 384), (96, 144))
 """Of the images of `QUESTIONS`, in pixels."""
+SMALL_SIZES = ((96, 96), (96, 144), (48, 96))
+"""Of images where there are several, in pixels."""
 
 
 @cache
@@ -116,6 +119,31 @@ def questions(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def questions_about_several(
+    folder: Path, counts: Sequence[int], contexts: Sequence[str | None] = ()
+) -> list[dict[str, Any]]:
+    """Questions in the form of stage train, with so many images each, of three small sizes."""
+    rng = np.random.default_rng(11)
+    rows = []
+    for number, count in enumerate(counts):
+        images = []
+        for frame in range(count):
+            path = folder / f"{number}-{frame}.png"
+            size = SMALL_SIZES[frame % len(SMALL_SIZES)]
+            phantoms.draw(phantoms.sample_phantom(rng), size, rng).save(path)
+            images.append(str(path))
+        rows.append(
+            {
+                "images": tuple(images),
+                "problem": QUESTIONS[number % len(QUESTIONS)],
+                "context": contexts[number] if contexts else None,
+                "gold": "A",
+                "options": ["CT", "MRI"],
+            }
+        )
+    return rows
+
+
 def chats(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Chats with opened images, as the engine passes them to the processor."""
     dataset = train_dataset(rows, "no-think")
@@ -133,8 +161,17 @@ def grpo_settings(**changed: object) -> Grpo:
     return Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | changed)
 
 
-def tiny_trainer(folder: Path, policy: PreTrainedModel | None = None, **settings: Any) -> Any:
-    """A trainer on two questions: 4 completions each and one optimiser step per batch."""
+def tiny_trainer(
+    folder: Path,
+    policy: PreTrainedModel | None = None,
+    *,
+    rows: Any = None,
+    **settings: Any,
+) -> Any:
+    """A trainer on two questions: 4 completions each and one optimiser step per batch.
+
+    `rows`: its questions; None for `questions`.
+    """
     small = {
         "num_generations": 4,
         "prompts_per_device": 2,
@@ -143,7 +180,7 @@ def tiny_trainer(folder: Path, policy: PreTrainedModel | None = None, **settings
         "num_train_epochs": 100.0,
     }
     grpo = grpo_settings(**small | settings)
-    dataset = train_dataset(questions(folder), "no-think")
+    dataset = train_dataset(rows or questions(folder), "no-think")
     if policy is None:
         policy = embedded_policy()
     else:  # the reference is loaded from where the policy was

@@ -18,7 +18,12 @@ from stages.core.distributed.launch import processes
 from stages.grpo import engine, shared_prefix
 from stages.grpo.parallel import gather_weights, prepare_deepspeed
 from stages.grpo.rollout import Sampled
-from tests.grpo.tiny import grpo_settings, set_rewards, tiny_trainer
+from tests.grpo.tiny import (
+    grpo_settings,
+    questions_about_several,
+    set_rewards,
+    tiny_trainer,
+)
 
 PROMPTS: Final = 2
 GROUP: Final = 4
@@ -35,7 +40,10 @@ CASES: Final[dict[str, dict[str, Any]]] = {
     "two passes": {"reuse_prompt_pass": False, "loss_type": "dapo"},
     # those of the first rank would fit into one row, those of the second do not
     "unequal lengths": {"reuse_prompt_pass": False},
+    # the first rank's prompt has three images, the second's one
+    "several images": {"reuse_prompt_pass": False},
     "trl": {"engine": "trl"},
+    "trl, several images": {"engine": "trl"},
     "trl, loss of tokens": {"engine": "trl", "loss_type": "dapo"},
     "checkpointing": {"gradient_checkpointing": True, "reuse_prompt_pass": False},
     "frozen tower": {"freeze_vision_tower": True, "vision_cache_mb": 10},
@@ -66,7 +74,8 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     if processes() == 1:
         settings["parallel"] = "none"
     prepare_deepspeed(grpo_settings(**settings))
-    trainer = tiny_trainer(folder, **settings)
+    rows = questions_about_several(folder, (3, 1)) if case.endswith("several images") else None
+    trainer = tiny_trainer(folder, rows=rows, **settings)
     rank = int(os.environ.get("RANK", "0"))
     first = rank * len(COMPLETIONS) // processes()
     steer(trainer, first, case)

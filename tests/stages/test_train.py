@@ -199,6 +199,44 @@ def test_a_missing_image_is_named_with_its_question(
         run_train(monkeypatch, tmp_path, "ct")
 
 
+def show_several(root: Path, checkpoint: str = "ct") -> list[dict[str, object]]:
+    """Give the second training question a second image, and the third a context; the items."""
+    split = root / layout.split("modality", checkpoint, "train", "grouped")
+    items: list[dict[str, object]] = json.loads(split.read_text(encoding="utf-8"))
+    images = sorted({str(item["image"]) for item in items})
+    items[1]["images"] = images[:2]
+    items[2]["context"] = "Male, 63 years."
+    split.write_text(json.dumps(items), encoding="utf-8")
+    return items
+
+
+@pytest.mark.parametrize("method", ["ct", "sft-ct"])
+def test_a_missing_image_of_several_is_named_with_its_question(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_workspace(tmp_path, sft={})
+    items = show_several(tmp_path)
+    items[0]["images"] = [items[0]["image"], "data/images/ct/@frames/scan/0007.png"]
+    split = tmp_path / layout.split("modality", "ct", "train", "grouped")
+    split.write_text(json.dumps(items), encoding="utf-8")
+    message = rf"{items[0]['question_id']}: image data/images/ct/@frames/scan/0007.png is missing"
+    with pytest.raises(InputError, match=message):
+        run_train(monkeypatch, tmp_path, method)
+
+
+@pytest.mark.parametrize("settings", [{}, {"engine": "trl", "reuse_prompt_pass": False}])
+def test_questions_about_several_images_and_with_context_are_trained_on(
+    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_workspace(tmp_path, grpo=settings, sft={})
+    show_several(tmp_path)
+    for name in ("ct", "sft-ct"):
+        run_train(monkeypatch, tmp_path, name)
+        rows = list(csv.DictReader(layout.training_log(name).open(encoding="utf-8")))
+        assert [row["step"] for row in rows] == ["1", "2"]
+        assert weights(tmp_path, name) != weights(tmp_path, "base")
+
+
 def test_a_checkpoint_without_data_is_left_out_and_a_missing_split_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

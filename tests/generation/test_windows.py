@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.generation.windows import BLANK, Question, Window, cut_windows, image_rank, row_keys
+from stages.generation.windows import (
+    BLANK,
+    Question,
+    Variant,
+    Window,
+    cut_windows,
+    images_rank,
+    row_keys,
+)
 
 CASES = st.lists(
     st.tuples(st.integers(0, 30), st.sampled_from("abc"), st.integers(1, 3), st.booleans()),
@@ -19,7 +27,8 @@ CASES = st.lists(
 def question(image: int, text: str, variants: int = 1, group: str = "") -> Question:
     path = f"{group}/{image}.png"
     images = {"real": path, "blank": BLANK, "shuffled": f"{group}/{image + 1}.png"}
-    return Question(text, dict(list(images.items())[:variants]), group)
+    shown = list(images.items())[:variants]
+    return Question({name: Variant(text, (each,)) for name, each in shown}, group)
 
 
 def contents(questions: list[Question], windows: list[Window]) -> list[list[Question]]:
@@ -39,7 +48,7 @@ def test_every_question_is_in_one_window_of_bounded_size(
     places = []
     for window in windows:
         members = [questions[index] for index in window]
-        images = {(each.group, each.own_image) for each in members}
+        images = {(each.group, each.own_images) for each in members}
         assert len({group for group, _ in images}) == 1
         assert len(row_keys(questions, window)) <= 2 * batch_rows or len(images) == 1
         places += list(images)
@@ -67,7 +76,7 @@ def test_a_new_question_changes_its_own_window_only(new: int, images_known: bool
 def test_neighbours_in_rank_share_windows() -> None:
     questions = [question(number, "Scan?") for number in range(64)]
     windows = cut_windows(questions, 4)
-    ranks = [image_rank(questions[index].own_image) for index in chain.from_iterable(windows)]
+    ranks = [images_rank(questions[index].own_images) for index in chain.from_iterable(windows)]
     assert ranks == sorted(ranks)
 
 

@@ -55,9 +55,10 @@ def _sequences_from_files(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 class WindowImages:
-    """Images of a window: taken from `stream`, and kept until the last row that shows them.
+    """Images of a window: taken from `stream`, and kept until the last sequence that has them.
 
     Takes the images at `paths_in_order` from the stream, which continues with the next window.
+    There is one black image per size that a group needs.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from stages.predictions.schema import ABLATIONS, CONTEXT_PARTS
+from stages.reporting.labels import VARIANT_LABELS
 from stages.scoring.tables import Target, in_domain
 from stages.scoring.variants import has
 
@@ -59,6 +60,17 @@ class Case:
     """Paths of all images in the order shown, if there are several."""
     context: str | None = None
     """What is known of the patient; empty if it was left out of the predictions."""
+
+    @property
+    def variant(self) -> str:
+        """What `without` shows, in words; of one image removed also which."""
+        if self.without is None:
+            return ""
+        words = VARIANT_LABELS[self.without.variant]
+        if self.without.variant != "removed":
+            return words
+        left = [n for n, path in enumerate(self.images, 1) if path not in self.without.images]
+        return f"{words} (number {left[0]})" if left else words
 
 
 def pick_cases(

@@ -40,15 +40,17 @@ def inline_strips(cases: Iterable[Case]) -> dict[str, str]:
     return _inline_all(shown, STRIP_SIDE)
 
 
-def strip(images: Sequence[str]) -> list[tuple[int, str]]:
+def strip(images: Sequence[str], question: Sequence[str] = ()) -> list[tuple[int, str]]:
     """Number and path of the images that stand for all: at most `STRIP`, evenly spaced.
 
-    Numbers count from 1 in the order that the model saw; the first and the last are among them.
+    They are in the order that the model saw, the first and the last among them. Numbers count from
+    1; an image of a variant keeps its number among those of the `question`.
     """
-    if len(images) <= STRIP:
-        return list(enumerate(images, start=1))
-    indices = [round(each * (len(images) - 1) / (STRIP - 1)) for each in range(STRIP)]
-    return [(index + 1, images[index]) for index in indices]
+    numbers = {path: number for number, path in enumerate(question, start=1)}
+    indices: Iterable[int] = range(len(images))
+    if len(images) > STRIP:
+        indices = (round(each * (len(images) - 1) / (STRIP - 1)) for each in range(STRIP))
+    return [(numbers.get(images[index], index + 1), images[index]) for index in indices]
 
 
 def _inline_all(paths: Iterable[str], side: int) -> dict[str, str]:

@@ -14,7 +14,7 @@ from stages.core.cards.templating import render_markdown
 from stages.reporting import parts, tables
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.headline import DISCLAIMER, conclusion, small_tests, verdict
-from stages.reporting.labels import AXIS_LABELS, VARIANT_LABELS, clip, label, percent, signed
+from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.released import published_beside
 from stages.reporting.sheets import flat
 from stages.reporting.terminal import sentences
@@ -44,7 +44,6 @@ def render_report(evidence: Evidence) -> str:
         small_tests=small_tests(evidence.metrics["checkpoints"]),
         tables=tables,
         parts=parts,
-        variant_labels=VARIANT_LABELS,
         axis_labels=AXIS_LABELS,
         refusals=count_refusals(evidence.quarantine),
         published=published_beside(evidence),
@@ -79,7 +78,6 @@ def render_card(name: str, evidence: Evidence) -> str:
         evidence=evidence,
         tables=tables,
         parts=parts,
-        variant_labels=VARIANT_LABELS,
         axis_labels=AXIS_LABELS,
         settings={key: value for key, value in settings.items() if key != "evaluate"},
         provenance={key: value for key, value in provenance.items() if key != "params"},

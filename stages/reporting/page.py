@@ -16,7 +16,7 @@ from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.gallery import strip
 from stages.reporting.headline import DISCLAIMER, small_tests, verdict
-from stages.reporting.labels import AXIS_LABELS, VARIANT_LABELS, clip, label, percent, signed
+from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.palette import DARK, DIVERGING, DIVERGING_DARK, LIGHT, bounds, max_abs, shades
 from stages.reporting.released import published_beside, released_sentence
 from stages.reporting.sheets import flat
@@ -67,7 +67,6 @@ def render_page(evidence: Evidence, images: Mapping[str, str], strips: Mapping[s
         filters,
         tables=tables,
         parts=parts,
-        variant_labels=VARIANT_LABELS,
         axis_labels=AXIS_LABELS,
         disclaimer=DISCLAIMER,
         evidence=evidence,

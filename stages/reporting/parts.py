@@ -35,9 +35,9 @@ def mean_gains(contributions: Mapping[str, Any]) -> Sheet:
             gains = [each.get(asked) for each in (groups["to_base"], parts, base_parts)]
             found = [gain for gain in gains if gain]
             if found and found[0]["checkpoints"] > 1:
-                counts = (found[0]["checkpoints"], found[0]["n"])
-                rows.append(_row("", (KIND_LABELS[kind], asked, *counts), *map(_gain, gains)))
-    names = ("checkpoints", "n", "over the base", "as asked minus variant", "base's")
+                counts = (SheetCell(found[0][each]) for each in ("n", "checkpoints"))
+                rows.append(_row("", (KIND_LABELS[kind], asked), *map(_gain, gains), *counts))
+    names = ("over the base", "as asked minus variant", "the base's", "n", "checkpoints")
     return Sheet((_KIND, _ASKED, *map(Column, names)), tuple(rows))
 
 

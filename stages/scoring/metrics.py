@@ -66,10 +66,7 @@ def compute_metrics(
     blind_baselines: BlindBaselines | None = None,
     style: Style = "no-think",
 ) -> dict[str, Any]:
-    """Summary, base and checkpoints: accuracies, counts, gains with intervals.
-
-    Also the `contributions` of the parts of questions about several images or with context, if a
-    checkpoint's own test has such questions.
+    """Summary, base, checkpoints and, if any, `contributions`: accuracies, gains with intervals.
 
     `predictions` holds a checked table for "base" and for each checkpoint in `targets`; `samples`
     and `seed` are those of the bootstrap, which resamples images; `style` is that of the prompts.

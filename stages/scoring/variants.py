@@ -42,11 +42,6 @@ def has(predictions: pd.DataFrame, column: str) -> pd.Series[bool]:
 def incomplete_variants(predictions: pd.DataFrame) -> dict[str, tuple[pd.Series[bool], str]]:
     """Column -> the rows in which it contradicts the others of its variant, and why."""
     faults: dict[str, tuple[pd.Series[bool], str]] = {}
-    several, shuffled = has(predictions, "images"), has(predictions, "shuffled_image")
-    faults["shuffled_image"] = (
-        has(predictions, "shuffled_images") != (several & shuffled),
-        "inconsistent with shuffled_images, which must be set where it and images are",
-    )
     for variant in variants_in(predictions.columns):
         if variant not in NEEDS:
             continue
@@ -61,4 +56,9 @@ def incomplete_variants(predictions: pd.DataFrame) -> dict[str, tuple[pd.Series[
                     has(predictions, name) != asked,
                     f"inconsistent with {variant}_output: both or neither must be set",
                 )
+    shuffled = has(predictions, "images") & has(predictions, "shuffled_image")
+    faults["shuffled_image"] = (
+        has(predictions, "shuffled_images") != shuffled,
+        "inconsistent with shuffled_images, which must be set where it and images are",
+    )
     return faults

@@ -27,7 +27,7 @@ from stages.reporting.evidence import SplitSize, count_split, pool_sizes, splits
 from stages.reporting.released import summarise_released
 from stages.reporting.sources import mean_log, read_training_log
 from stages.scoring.blind_baseline import read_blind_baseline
-from stages.scoring.tables import in_domain, score, with_ablation, without_image
+from stages.scoring.tables import Score, in_domain, score
 from stages.scoring.variants import variants_in
 from stages.taxonomy import Axes, fold_slugs
 
@@ -90,15 +90,15 @@ def make() -> None:
 
 def _accuracies(predictions: pd.DataFrame, axes: Axes) -> dict[str, float]:
     """Accuracy by "test/<axis>/<split>", and "test/<axis>/<split>/<variant>" for variants."""
-    rows = {}
+    scores = {}
     for axis, slugs in axes.items():
         for slug in slugs:
             own = in_domain(predictions, axis, [slug])
-            rows[f"test/{axis}/{slug}"] = own
+            scores[f"test/{axis}/{slug}"] = score(own)
             for variant in variants_in(own.columns):
-                ablated = without_image(with_ablation(own, variant), variant)
-                rows[f"test/{axis}/{slug}/{variant}"] = ablated
-    accuracies = {name: score(own).accuracy for name, own in rows.items()}
+                correct = own[f"{variant}_correct"].dropna()
+                scores[f"test/{axis}/{slug}/{variant}"] = Score(int(correct.sum()), len(correct))
+    accuracies = {name: each.accuracy for name, each in scores.items()}
     return {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
 
 

@@ -81,8 +81,10 @@ def test_each_part_is_compared_on_the_same_questions(name: str, kind: str) -> No
     for variant in KINDS[kind].exchanged:
         asked = rows[rows[f"{variant}_correct"].notna()]
         before = base[base[f"{variant}_correct"].notna()]
-        values = (frame[f"{variant}_correct"].astype(bool) for frame in (asked, before))
-        assert found["to_base"][variant] == pytest.approx(expected(*values, asked["image"]))
+        column = f"{variant}_correct"
+        assert found["to_base"][variant] == pytest.approx(
+            expected(asked[column], before[column], asked["image"])
+        )
 
 
 def test_means_weigh_checkpoints_equally() -> None:

@@ -36,13 +36,13 @@ ROW: dict[str, Any] = {
     "completion_tokens": 8,
 }
 BLANK = {"blank_image": "", "blank_output": "<answer>A</answer>", "blank_completion_tokens": 8}
-SEVERAL = {
+SEVERAL: dict[str, Any] = {
     "images": ["a.png", "b.png"],
     "reordered_images": ["b.png", "a.png"],
     "reordered_output": "Nodule",
     "reordered_completion_tokens": 3,
 }
-CONTEXT = {
+CONTEXT: dict[str, Any] = {
     "context": "Age: 61 years.",
     "other_context_context": "Age: 3 years.",
     "other_context_output": "<answer>A</answer>",
@@ -144,7 +144,11 @@ def test_a_table_of_the_schema_passes() -> None:
 
 
 def test_variants_of_several_images_and_context_are_scored_where_they_are() -> None:
-    rows = [SEVERAL, CONTEXT | {"question_id": "q1"}, {"question_id": "q2"}]
+    rows: list[dict[str, Any]] = [
+        SEVERAL,
+        CONTEXT | {"question_id": "q1"},
+        {"question_id": "q2"},
+    ]
     predictions = raw_table([ROW | row for row in rows])
     check_columns(predictions, SOURCE, REMEDY)
     scored = add_answers(predictions)

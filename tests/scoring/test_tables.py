@@ -284,7 +284,7 @@ def test_an_incomplete_variant_is_refused(several: pd.DataFrame, column: str, na
 def test_several_exchanged_images_of_a_question_about_one_are_refused(
     several: pd.DataFrame,
 ) -> None:
-    row = int(several[several["images"].isna()].index[0])
-    frame = several.copy()
-    frame.at[row, "shuffled_images"] = ["a.png", "b.png"]
-    assert "inconsistent with shuffled_images" in refusal(frame)
+    rows = several.to_dict("records")
+    single = next(row for row in rows if row["images"] is None)
+    single["shuffled_images"] = ["a.png", "b.png"]
+    assert "inconsistent with shuffled_images" in refusal(pd.DataFrame(rows))

@@ -147,7 +147,7 @@ def _by_slug(items: Sequence[Item], axis: str, slugs: Sequence[str]) -> dict[str
 
 def make_item(record: Record) -> Item:
     """The question of a split file."""
-    return {
+    item = {
         "image": record.fields["image"],
         "problem": format_problem(record.question, record.options),
         "solution": format_solution(record.gold),
@@ -157,6 +157,9 @@ def make_item(record: Record) -> Item:
         "modality": record.modality,
         "question_type": record.question_type,
     }
+    if record.context is not None:
+        item["context"] = record.context
+    return item
 
 
 def grouped_images(records: Sequence[Record], settings: Splits) -> list[GroupedImage]:

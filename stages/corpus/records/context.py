@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.identifiers.find import find_identifier
 from stages.corpus.records.identifiers.rule import IdentifierKind
 from stages.corpus.records.texts import RefusedRecord, find_text_problem
 
@@ -76,6 +75,11 @@ def context_of(fields: Mapping[str, Any]) -> str | None:
     return " ".join(parts)
 
 
+def written_context(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the context fields that are there, unchecked."""
+    return {name: fields[name] for name in CONTEXT if fields.get(name) not in (None, "")}
+
+
 def with_header(fields: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
     """A record with the age and the sex of its DICOM header, as far as it has none of its own.
 
@@ -132,6 +136,9 @@ def _check_characters(name: str, text: str) -> None:
 
 
 def _check_identifiers(name: str, text: str) -> None:
+    # compiles many patterns, which a corpus without such texts does not need
+    from stages.corpus.records.identifiers.find import find_identifier
+
     found = find_identifier(text)
     if found is None:
         return

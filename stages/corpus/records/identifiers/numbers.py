@@ -31,8 +31,9 @@ NUMBERS: Final = (
     # words that only a record's or a person's number follows
     _rule(
         rf"\b(?:MRN|medical record|accession|SSN|(?:acc\.?|hospital|unit|patient|pat\.?|record"
-        rf"|chart|NHS|CHI|insurance|policy|licen[cs]e|serial|health card|health plan|medicare"
-        rf"|medicaid|passport|social security|subject) ?{_NO})(?: ?{_NO})?(?: is)? ?[:=#.]? ?{_WRITTEN}",
+        r"|chart|NHS|CHI|insurance|policy|licen[cs]e|serial|health card|health plan|medicare"
+        rf"|medicaid|passport|social security|subject) ?{_NO})(?: ?{_NO})?(?: is)? ?[:=#.]? ?"
+        rf"{_WRITTEN}",
         any_case=True,
     ),
     # MR is also magnetic resonance, ID an inner diameter, PID an inflammation

@@ -7,7 +7,7 @@ from typing import Final
 
 from stages.corpus.records.identifiers.rule import UNIT, IdentifierKind, Rule
 
-_WRITTEN: Final = r"(?=[A-Za-z/-]{0,8}\d)[A-Za-z0-9][A-Za-z0-9/-]{0,30}"
+_WRITTEN: Final = r"(?=[A-Za-z/-]{0,12}\d)[A-Za-z0-9][A-Za-z0-9/-]{0,30}"
 """A number as of a record, perhaps behind letters: 12345, S24-1234, A/77."""
 _NO: Final = r"(?:(?:no|nr|num|number|id|identifier|code)\b\.?|#)"
 _YEARS: Final = r"(?!(?:19|20)\d\d[-/](?:(?:19|20)\d\d|\d\d)\b)"

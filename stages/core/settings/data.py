@@ -154,6 +154,18 @@ class Dicom(SettingsGroup):
     """Take images of kinds that often have text burned in, if their header does not say that they
     have none.
     """
+    context: Annotated[list[Literal["age", "sex"]], Field(max_length=2)] = Field(
+        default_factory=list
+    )
+    """What of the header goes into the context of questions, where a record does not say it: the
+    patient's age in bands of ten years, and sex. []: nothing.
+    """
+
+    @model_validator(mode="after")
+    def _context_is_named_once(self) -> Self:
+        if len(set(self.context)) < len(self.context):
+            raise ValueError(f"context: {self.context} names one twice")
+        return self
 
     @model_validator(mode="after")
     def _window_has_a_width(self) -> Self:

@@ -138,6 +138,20 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "texts with a model's special tokens",
         "Remove the token or tag: a model would interpret it as a command.",
     ),
+    Reason.FIELD_AGE: Advice(
+        "ages that cannot be read",
+        "Write the years as a number, 54, or a band, 50-59; of infants the unit too, 6 months; from"
+        " 90 years on 90+.",
+    ),
+    Reason.FIELD_SEX: Advice(
+        "sexes that cannot be read", "Write female, male, other or unknown, or F, M, O or U."
+    ),
+    Reason.FIELD_IDENTIFIER: Advice(
+        "contexts that may identify a patient",
+        "Take out names, dates but for the year, numbers of records, phones and addresses, and"
+        " write ages over 89 as 90+. Reword what only looks like one. Then read the other contexts,"
+        " too: patterns cannot find everything (docs/own-data.md).",
+    ),
     Reason.OPTION_COUNT: Advice("too few options", "Give at least two options, or remove it."),
     Reason.OPTION_GAP: Advice(
         "gaps in the options", "Fill in the missing option, or move the later ones up."

@@ -55,6 +55,12 @@ class Reason(StrEnum):
     """A text that is too long for a prompt."""
     FIELD_TOKEN = "field-token"  # noqa: S105  (not a secret)
     """A text with a special token or tag, which a model would obey."""
+    FIELD_AGE = "field-age"
+    """An age that is no number of years, no band of them, and no number with another unit."""
+    FIELD_SEX = "field-sex"
+    """A sex that is none of the known words."""
+    FIELD_IDENTIFIER = "field-identifier"
+    """A patient's context with what looks like a name, a date, a number or an address."""
     OPTION_COUNT = "option-count"
     """Fewer than two options."""
     OPTION_GAP = "option-gap"

@@ -2,10 +2,10 @@
 
 `QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id,
 question_type, question, gt_answer (the TEXT of an option, not its letter), image_path, option_A,
-option_B and so on (2 to 26 in all), modality_type, and patient if it is known. `images`, a list of
-paths, may stand for image_path (stages/corpus/records/images.py). A record is used as
-it is or refused with a reason, never corrected. A user's CSV yields such records, too
-(stages/corpus/records/table.py).
+option_B and so on (2 to 26 in all), modality_type, and, if they are known, patient and the fields
+of a context (stages/corpus/records/context.py). `images`, a list of paths, may stand for image_path
+(stages/corpus/records/images.py). A record is used as it is or refused with a reason, never
+corrected. A user's CSV yields such records, too (stages/corpus/records/table.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.problems import LETTERS, format_problem, letter_options, parse_problem
 from stages.corpus.quarantine.ledger import RecordLocation, Row, safe_text
 from stages.corpus.quarantine.reasons import UNKNOWN_NAME, Reason
+from stages.corpus.records.context import context_of
 from stages.corpus.records.images import IMAGE, SEVERAL, read_image_paths, read_slices
 from stages.corpus.records.json_list import RawRecord, parse_list
 from stages.corpus.records.labels import check_labels
@@ -94,6 +95,8 @@ class Record:
     location: RecordLocation
     fields: Mapping[str, Any]
     """All fields of the record, as written."""
+    context: str | None = None
+    """What is known of the patient, in one line."""
 
     @property
     def image_path(self) -> str:
@@ -206,6 +209,7 @@ def check_record(raw: object, location: RecordLocation, taxonomy: Taxonomy) -> R
         slices=slices,
         location=location,
         fields=raw,
+        context=context_of(raw),
     )
 
 
@@ -214,6 +218,7 @@ def check_texts(raw: object) -> None:
     raw, text, options = _check_fields(raw)
     read_slices(raw, read_image_paths(raw))
     _check_published_form(text["question"], options)
+    context_of(raw)
 
 
 def _check_fields(raw: object) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:

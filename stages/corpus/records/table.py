@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, letter_options
 from stages.corpus.quarantine.reasons import UNKNOWN_NAME, Reason
+from stages.corpus.records.context import CONTEXT
 from stages.corpus.records.images import IMAGE, SEVERAL, SLICES
 from stages.corpus.records.json_list import RawRecord
 from stages.corpus.records.labels import check_labels
@@ -40,6 +41,11 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "id": ("id", "question id"),
     "dataset": ("dataset", "data set"),
     "patient": ("patient", "patient id", "subject", "subject id"),
+    "age": ("age", "patient age"),
+    "sex": ("sex", "gender", "patient sex"),
+    "history": ("history", "clinical history", "medical history"),
+    "indication": ("indication", "clinical indication"),
+    "context": ("context", "clinical context", "clinical information"),
 }
 """Column -> its names, in any case, with or without blanks, hyphens and underscores.
 
@@ -89,6 +95,11 @@ class Header:
             name for number, name in enumerate(self.names) if number not in used and name.strip()
         ]
 
+    @property
+    def is_private(self) -> bool:
+        """Whether rows have what must not be quoted, a patient's context."""
+        return not self.columns.keys().isdisjoint(CONTEXT)
+
     def row(self, cells: Sequence[str]) -> dict[str, str]:
         """Cells of the known columns: key of COLUMNS, or option letter -> cell."""
         return {role: cells[number] for role, number in self.columns.items()}
@@ -101,11 +112,12 @@ class Header:
                 "a row of another length than the first line: put a cell that contains a"
                 f" {delimiter} in quotation marks"
             )
-            raise RefusedRecord(cells, why, Reason.ROW_LENGTH)
+            what = f"{len(cells)} cells" if self.is_private else cells
+            raise RefusedRecord(what, why, Reason.ROW_LENGTH)
         for name, cell in zip(self.names, cells, strict=True):
             if cell.strip() and not name.strip():
                 why = "a cell in a column without a name: name the column, or remove it"
-                raise RefusedRecord(cell, why, Reason.COLUMN_UNNAMED)
+                raise RefusedRecord("" if self.is_private else cell, why, Reason.COLUMN_UNNAMED)
 
 
 def parse_table(text: str, dataset: str, taxonomy: Taxonomy) -> Iterator[RawRecord]:
@@ -293,18 +305,20 @@ def row_record(row: Mapping[str, str], dataset: str, name_of: NameOf) -> dict[st
     image = images[0] if len(images) == 1 else images
     own_dataset = row.get("dataset", "").strip()
     question = row["question"].strip()
+    context = {name: text for name in CONTEXT if (text := row.get(name, "").strip())}
     content: list[Any] = [own_dataset, kind, question, answer.strip(), image, options, modality]
     slices = _slices(row.get("slices", ""))
     if slices is not None:
         content.append(slices)
     record: dict[str, Any] = {
         "dataset": own_dataset or dataset,
-        "question_id": row.get("id", "").strip() or content_id(content),
+        "question_id": row.get("id", "").strip() or content_id(content, context),
         "question_type": kind,
         "question": row["question"],
         "gt_answer": answer,
         **({IMAGE: image} if isinstance(image, str) else {SEVERAL: image}),
         **options,
+        **context,
     }
     if slices is not None:
         record[SLICES] = slices
@@ -353,8 +367,10 @@ def is_address(path: str) -> bool:
     return _ADDRESS.match(path) is not None
 
 
-def content_id(content: list[Any]) -> str:
-    """An id that does not depend on the row's position or file."""
+def content_id(content: list[Any], context: Mapping[str, Any] | None = None) -> str:
+    """An id that does not depend on the row's position or file; `context`: its fields, if any."""
+    if context:
+        content = [*content, dict(context)]
     return f"row-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]}"
 
 

@@ -160,6 +160,8 @@ def make_item(record: Record) -> Item:
     }
     if SHOWN in record.fields:
         item["images"] = record.fields[SHOWN]
+    if record.context is not None:
+        item["context"] = record.context
     return item
 
 

@@ -11,7 +11,8 @@ ratio; then the cost of the two ablations, and the gain from removing ended rows
 full run takes 3 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
 
 With --images, every question is about N images, which stand before it in the order given, as many
-views of one phantom; "per image" then counts the questions about the same N.
+views of one phantom; "per image" then counts the questions about the same N. Without --model there
+are N times fewer questions.
 
 With --model and --profile, both answer in the precision and with the batch size, attention and
 threads of a profile in infra/profiles.
@@ -69,7 +70,8 @@ def main() -> None:
         for case in _cases(arguments):
             rows.append(compare(case, new_folder(), repeats, report))
         if not (arguments.quick or arguments.model):
-            no_think = Case(EMBEDDED, _IMAGES, _OF_SAMPLE, images_per_question=arguments.images)
+            images = max(_IMAGES // arguments.images, 2)
+            no_think = Case(EMBEDDED, images, _OF_SAMPLE, images_per_question=arguments.images)
             ablations = measure_ablations(no_think, new_folder(), repeats)
             # only think answers differ in length
             think = replace(no_think, style="think")
@@ -189,7 +191,8 @@ def _cases(arguments: argparse.Namespace) -> list[Any]:
             Case(arguments.model, -(-arguments.questions // each), each, answer, style, **options)
             for each in arguments.questions_per_image
         ]
-    images = _QUICK if arguments.quick else _IMAGES
+    # as many images in all, however many belong to a question
+    images = max((_QUICK if arguments.quick else _IMAGES) // arguments.images, 2)
     single = (2 if arguments.quick else 3) * images
     cases = []
     for model, answer in (("10m", _SHORT), (EMBEDDED, None)):

@@ -408,7 +408,8 @@ def test_questions_about_one_image_are_answered_alike_beside_others_about_severa
 
 def test_an_image_may_come_twice_in_a_question(tmp_path: Path) -> None:
     first, second = draw_images(tmp_path, 2)
-    item = {"question_id": "a", "modality": "ct", "image": first, "problem": QUESTIONS[0]}
+    item: dict[str, Any] = {"question_id": "a", "modality": "ct"}
+    item |= {"image": first, "problem": QUESTIONS[0]}
     given = [item | {"images": [first, second, first]}, item | {"images": [second, second]}]
     questions = build_questions(given, "no-think", ablations=True)
     policy = random_policy("qwen2_vl").eval()

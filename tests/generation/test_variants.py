@@ -92,7 +92,8 @@ def test_several_images_are_exchanged_for_as_many_of_the_same_modality() -> None
     items = [item(f"{number}a", f"{number}b") for number in range(6)]
     partner = shuffled(*items, *items, item("x", "y", "z"), item("m", "n", modality="mri"))
     assert set(partner) == set(partner.values()) == {(f"{n}a", f"{n}b") for n in range(6)}
-    seen, images = [], ("0a", "0b")
+    seen: list[tuple[str, ...]] = []
+    images: tuple[str, ...] = ("0a", "0b")
     while images not in seen:
         seen.append(images)
         images = partner[images]

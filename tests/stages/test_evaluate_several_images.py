@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from stages import evaluate
 from stages.core import layout
 from stages.core.distributed.ranks import PROCESSES
 from stages.core.errors import InputError
@@ -21,7 +23,7 @@ from stages.predictions.schema import (
     SCHEMA,
     VARIANTS,
 )
-from tests.stages.test_evaluate import change_settings, interrupt, run_evaluate, started
+from tests.stages.test_evaluate import change_settings, interrupt, run_evaluate
 from tests.workspaces import small_workspace
 
 CONTEXTS = (None, "63-year-old woman.", "Fell from a ladder.")
@@ -32,20 +34,29 @@ CONTEXTS = (None, "63-year-old woman.", "Fell from a ladder.")
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small_workspace(tmp_path, images_a_modality=3)
     change_settings(tmp_path, "evaluate", max_new_tokens=8)
+    for path in split_files(tmp_path):  # two modalities are enough
+        items = json.loads(path.read_text(encoding="utf-8"))
+        few = [item for item in items if item["modality"] in ("ct", "oct")]
+        path.write_text(json.dumps(few), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def split_files(root: Path) -> list[Path]:
+    """The test questions of both axes."""
+    patterns = [layout.split(axis, "*", "test", "grouped") for axis in ("modality", "task")]
+    return [path for pattern in patterns for path in sorted(root.glob(pattern.as_posix()))]
 
 
 def change_questions(root: Path, change: Callable[[int, dict[str, Any]], None]) -> None:
     """Change the test questions about CT of both axes, given their number within the modality."""
     numbers: dict[str, int] = {}
-    for axis in ("modality", "task"):
-        for path in sorted(root.glob(layout.split(axis, "*", "test", "grouped").as_posix())):
-            items = json.loads(path.read_text(encoding="utf-8"))
-            for item in items:
-                if item["modality"] == "ct":
-                    change(numbers.setdefault(item["question_id"], len(numbers)), item)
-            path.write_text(json.dumps(items), encoding="utf-8")
+    for path in split_files(root):
+        items = json.loads(path.read_text(encoding="utf-8"))
+        for item in items:
+            if item["modality"] == "ct":
+                change(numbers.setdefault(item["question_id"], len(numbers)), item)
+        path.write_text(json.dumps(items), encoding="utf-8")
 
 
 def with_images_and_context(number: int, item: dict[str, Any]) -> None:
@@ -127,10 +138,20 @@ def test_interrupted_and_shared_evaluations_give_the_same_rows(
     alone = pq.read_table(layout.predictions("base"))
     layout.predictions("base").unlink()
     shutil.rmtree(layout.ANSWER_CACHE)
-    interrupt(monkeypatch, after=5)
-    with started(**{PROCESSES: "2"}) as process:
-        _, said = process.communicate()
-    assert process.returncode == 0, said
+    interrupt(monkeypatch, after=3)
+
+    def run_in_turn(command: list[str], ranks: int, _: Callable[[], None]) -> None:
+        assert ranks == 2
+        for rank in range(ranks):
+            monkeypatch.setattr(
+                sys, "argv", [*command, "--rank", str(rank), "--world-size", str(ranks)]
+            )
+            evaluate.main()
+
+    monkeypatch.setattr(evaluate, "run_ranks", run_in_turn)
+    monkeypatch.setattr(evaluate, "check_still_wanted", lambda: None)
+    monkeypatch.setenv(PROCESSES, "2")
+    run_evaluate(monkeypatch, "base")
     assert pq.read_table(layout.predictions("base")).equals(alone)
 
 
@@ -139,15 +160,13 @@ def test_an_image_of_several_that_does_not_open_is_named_with_its_question(
     root: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     change_questions(root, with_images_and_context)
-    for axis in ("modality", "task"):
-        for path in root.glob(layout.split(axis, "*", "test", "grouped").as_posix()):
-            text = path.read_text(encoding="utf-8").replace(
-                f'["{layout.images("ct")}/0.png", "{layout.images("ct")}/1.png"]',
-                f'["{layout.images("ct")}/0.png", "{layout.images("ct")}/new.png"]',
-            )
-            path.write_text(text, encoding="utf-8")
+    folder = layout.images("ct")
+    for path in split_files(root):
+        text = path.read_text(encoding="utf-8")
+        pair = f'["{folder}/0.png", "{folder}/1.png"]'
+        path.write_text(text.replace(pair, pair.replace("1.png", "new.png")), encoding="utf-8")
     if damage == "damaged":
-        (root / layout.images("ct") / "new.png").write_bytes(b"no image")
+        (root / folder / "new.png").write_bytes(b"no image")
     message = r"data/images/ct/new\.png is (missing|not a readable).*\(an image of the question '"
     with pytest.raises(InputError, match=message):
         run_evaluate(monkeypatch, "base")

@@ -39,20 +39,24 @@ def ordered_images(
 ) -> tuple[NamedImage, ...]:
     """The image of each entry of a source's list, in order.
 
-    Raises RefusedRecord for none or too many, and the first one of `find`, with the name of its
-    image: that of `names`, or its number.
+    Raises RefusedRecord for none, too many, or one that is there twice, and the first one of
+    `find`, with the name of its image: that of `names`, or its number.
     """
     check_image_count(len(written))
     names = names or [f"image {number} of {SEVERAL}" for number in range(1, len(written) + 1)]
-    images = []
+    images: dict[str, NamedImage] = {}
     for name, entry in zip(names, written, strict=True):
         try:
-            images.append(find(entry))
+            image = find(entry)
         except RefusedRecord as error:
             if len(written) == 1:
                 raise
             raise RefusedRecord(error.what, f"{name}: {error.why}", error.reason) from None
-    return tuple(images)
+        if image.name in images:
+            why = f"{name} is listed before: name each image once"
+            raise RefusedRecord(image.name, why, Reason.IMAGE_LIST)
+        images[image.name] = image
+    return tuple(images.values())
 
 
 def name_pictures(text: str, numbers: Sequence[int]) -> str:

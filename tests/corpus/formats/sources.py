@@ -81,8 +81,8 @@ def records(corpus: Path) -> list[dict[str, Any]]:
     for path in sorted((corpus / QUESTIONS).iterdir()):
         found += json.loads(path.read_text(encoding="utf-8"))
     for record in found:
-        for path in image_paths(record):
-            assert (corpus / path).exists()
+        for image in image_paths(record):
+            assert (corpus / image).exists()
     return found
 
 

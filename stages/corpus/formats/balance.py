@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from stages.corpus.dataset.problems import LETTERS
 from stages.corpus.formats.questions import ConversionOptions, LabelledImage, Question, Refusal
@@ -23,6 +23,7 @@ from stages.corpus.records.table import content_id
 
 MAX_OPTIONS: Final = 4
 _QUESTION: Final = "Which {label} does this image show?"
+_QUESTION_OF_SEVERAL: Final = "Which {label} do these images show?"
 
 
 Items = Mapping[int, LabelledImage]
@@ -41,7 +42,7 @@ def build_questions(items: Items, options: ConversionOptions) -> dict[int, Quest
     rng = Random(f"{options.seed} {first.modality} {first.column}")  # noqa: S311 (no secret)
     surplus = _surplus(items, rng) if options.equalize else {}
     used = {position: item for position, item in items.items() if position not in surplus}
-    return surplus | _questions(used, rng, options.question or _QUESTION)
+    return surplus | _questions(used, rng, options.question)
 
 
 def _surplus(items: Items, rng: Random) -> dict[int, Question | Refusal]:
@@ -72,7 +73,7 @@ def _positions_by_label(items: Items) -> dict[str, list[int]]:
     return dict(sorted(by_label.items()))
 
 
-def _questions(items: Items, rng: Random, template: str) -> dict[int, Question | Refusal]:
+def _questions(items: Items, rng: Random, template: str | None) -> dict[int, Question | Refusal]:
     """Questions about images of one vocabulary."""
     positions = _positions_by_label(items)
     counts = {label: len(each) for label, each in positions.items()}
@@ -90,19 +91,23 @@ def _questions(items: Items, rng: Random, template: str) -> dict[int, Question |
     return questions
 
 
-def _question(item: LabelledImage, options: tuple[str, ...], template: str) -> Question:
+def _question(item: LabelledImage, options: tuple[str, ...], template: str | None) -> Question:
+    names = item.image_names
+    images = names[0] if len(names) == 1 else names
+    slices = [item.slices] if item.slices else []
+    template = template or (_QUESTION if len(names) == 1 else _QUESTION_OF_SEVERAL)
     return Question(
         location=item.location,
         dataset=item.dataset,
         # independent of the options, which change with the images of other labels
-        question_id=content_id([item.dataset, item.modality, item.column, item.image_name]),
+        question_id=content_id([item.dataset, item.modality, item.column, images, *slices]),
         question_type=item.question_type,
         question=template.replace("{label}", item.column),
         options=options,
         answer=item.label,
         modality=item.modality,
-        image=item.image,
-        image_name=item.image_name,
+        images=item.images,
+        slices=item.slices,
         patient=item.patient,
         context=item.context,
         label_column=item.column,
@@ -162,7 +167,7 @@ class BlindAccuracy:
 
 
 def blind_accuracy(
-    records: Sequence[Mapping[str, str]], folds: int = 5, seed: int = 42
+    records: Sequence[Mapping[str, Any]], folds: int = 5, seed: int = 42
 ) -> BlindAccuracy:
     """Accuracy of rules that are learnt on the other folds and never see the image.
 
@@ -188,13 +193,13 @@ def blind_accuracy(
     )
 
 
-def option_texts(record: Mapping[str, str]) -> dict[str, str]:
+def option_texts(record: Mapping[str, Any]) -> dict[str, str]:
     """Options of a record by their letters."""
     texts = {letter: record.get(f"option_{letter}") for letter in LETTERS}
     return {letter: text for letter, text in texts.items() if text is not None}
 
 
-Key = Callable[[Mapping[str, str], str, str], str]
+Key = Callable[[Mapping[str, Any], str, str], str]
 """What a rule knows of an option, from the record, the letter and the text."""
 _KEYS: Final[dict[str, Key]] = {
     "text": lambda record, letter, text: text,
@@ -203,7 +208,7 @@ _KEYS: Final[dict[str, Key]] = {
 }
 
 
-def _hits(key: Key, train: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> float:
+def _hits(key: Key, train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]) -> float:
     """Number of test questions that the rule answers, expected over draws among equal scores."""
     offered: Counter[str] = Counter()
     correct: Counter[str] = Counter()

@@ -11,8 +11,9 @@ import codecs
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from stages.core.errors import InputError
 from stages.core.outputs import atomic_directory, write_json
@@ -32,6 +33,7 @@ from stages.corpus.formats.sheets import LabelSheets, QuestionSheets
 from stages.corpus.formats.vlmevalkit import VlmEvalKitTable
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.context import written_context
+from stages.corpus.records.images import SLICES
 from stages.corpus.records.records import check_texts
 from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
@@ -78,12 +80,12 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A question without its image."""
+    """A question without its images."""
 
     position: int
     location: SourceLocation
-    record: dict[str, str]
-    image_name: str
+    record: dict[str, Any]
+    image_names: tuple[str, ...]
     label_column: str | None
 
 
@@ -161,26 +163,27 @@ def _store(
             refusals[position] = each
             continue
         record = each.record
-        entry = _Entry(position, each.location, record, each.image_name, each.label_column)
+        entry = _Entry(position, each.location, record, each.image_names, each.label_column)
         try:
             check_texts(record)
             if first := entries.get(record["question_id"]):
                 why = f"duplicate question_id; kept: {first.location}"
                 raise RefusedRecord(record["question_id"], why, Reason.DUPLICATE_ID)
-            images.add(each.image_name, each.image)
+            for image in each.images:
+                images.add(image)
             entries[record["question_id"]] = entry
         except RefusedRecord as error:
             refusals[position] = Refusal.of(each.location, error)
     used, contradictions = _without_contradictions(list(entries.values()))
-    images.remove_others({entry.image_name for entry in used})
+    images.remove_others(_image_names(used))
     return used, refusals | contradictions
 
 
 def _without_contradictions(
     entries: Sequence[_Entry],
 ) -> tuple[list[_Entry], dict[int, Refusal]]:
-    """Entries without those that answer one question about one image differently."""
-    answers: defaultdict[tuple[str, ...], dict[str, SourceLocation]] = defaultdict(dict)
+    """Entries without those that answer one question about the same images differently."""
+    answers: defaultdict[tuple[object, ...], dict[str, SourceLocation]] = defaultdict(dict)
     for entry in entries:
         answers[_question_key(entry)].setdefault(entry.record["gt_answer"], entry.location)
     used = []
@@ -192,16 +195,22 @@ def _without_contradictions(
             continue
         others = {text: place for text, place in found.items() if text != entry.record["gt_answer"]}
         text, place = next(iter(others.items()))
-        why = f"the same question about the same image has the answer {text!r} in {place}"
+        about = "image" if len(entry.image_names) == 1 else "images"
+        why = f"the same question about the same {about} has the answer {text!r} in {place}"
         error = RefusedRecord(entry.record["gt_answer"], why, Reason.ANSWER_AMBIGUOUS)
         refusals[entry.position] = Refusal.of(entry.location, error)
     return used, refusals
 
 
-def _question_key(entry: _Entry) -> tuple[str, ...]:
+def _question_key(entry: _Entry) -> tuple[object, ...]:
     options = sorted(option_texts(entry.record).values())
+    slices = tuple(entry.record.get(SLICES, ()))
     context = [f"{name}: {text}" for name, text in written_context(entry.record).items()]
-    return (entry.record["image_path"], entry.record["question"], *options, *context)
+    return (entry.image_names, slices, entry.record["question"], *options, *context)
+
+
+def _image_names(entries: Iterable[_Entry]) -> set[str]:
+    return set(chain.from_iterable(entry.image_names for entry in entries))
 
 
 def _summary(
@@ -212,13 +221,13 @@ def _summary(
     for entry in entries:
         if entry.label_column is not None:
             labels[entry.label_column][entry.record["gt_answer"]] += 1
-    with_patient = {record["image_path"] for record in records if "patient" in record}
+    with_patient = _image_names(entry for entry in entries if "patient" in entry.record)
     return Conversion(
         format=name,
         entries=len(entries) + len(refusals),
         questions=len(entries),
         refusals=tuple(refusals),
-        images=len({record["image_path"] for record in records}),
+        images=len(_image_names(entries)),
         patients_known=len(with_patient),
         modalities=_counts(record["modality_type"] for record in records),
         question_types=_counts(record["question_type"] for record in records),

@@ -7,7 +7,6 @@ each cell that is wrong but could not be fixed is listed, for a person to review
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import re
@@ -24,8 +23,11 @@ from stages.corpus.formats.images import ImageFolder
 from stages.corpus.formats.questions import ConversionOptions
 from stages.corpus.formats.rows import choose_sheet
 from stages.corpus.formats.sheets import REQUIRED
+from stages.corpus.formats.text_lists import is_list, read_image_list, read_texts
 from stages.corpus.formats.workbook import TextRow, TextSheet
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.cells import filled_roles, image_path, image_roles, split_list
+from stages.corpus.records.images import SEVERAL, read_image_paths
 from stages.corpus.records.labels import check_labels
 from stages.corpus.records.table import Header, check_header
 from stages.corpus.records.texts import RefusedRecord
@@ -123,7 +125,7 @@ class _RowFixing:
             self.fixes.append((at, None, error.why))
         else:
             self._fix("answer", lambda cell: _fixed_answer(cell, texts))
-        self._fix("image", self._fixed_image)
+        self._fix_images()
 
     def _fix(self, role: str, fixed: Callable[[str], tuple[str, str]]) -> None:
         """Replace a cell by the text that `fixed` returns with a reason."""
@@ -149,7 +151,7 @@ class _RowFixing:
             if texts != written:
                 why = "options began with their letters"
             if why:
-                self._replace(at, _join_options(texts), why)
+                self._replace(at, _join_texts(texts), why)
             return texts
         letters = [letter for letter in LETTERS if letter in self._columns]
         numbers = [self._columns[letter] for letter in letters]
@@ -159,6 +161,36 @@ class _RowFixing:
             if text != self.cells[at].strip():
                 self._replace(at, text, "options began with their letters")
         return texts
+
+    def _fix_images(self) -> None:
+        """Correct the columns of images that are filled: an empty one is wrong only if all are."""
+        roles = image_roles(self._columns)
+        filled = [role for role in roles if self.cells[self._columns[role]].strip()]
+        try:
+            filled_roles(filled)
+        except RefusedRecord as error:
+            self.fixes.append((self._columns[filled[1]], None, error.why))
+            return
+        for role in filled or roles[:1]:
+            self._fix(role, self._fixed_list if role == "images" else self._fixed_image)
+
+    def _fixed_list(self, cell: str) -> tuple[str, str]:
+        """The paths in a cell, each as `_fixed_image`. RefusedRecord for the first problem."""
+        written = cell.strip()
+        has_list = is_list(written)
+        paths = read_image_list(written) if has_list else split_list(written, "images")
+        why = "images were a Python list" if has_list and not _is_json(written) else ""
+        fixed = []
+        for number, path in enumerate(paths, start=1):
+            try:
+                after, reason = self._fixed_image(path)
+            except RefusedRecord as error:
+                wrong = f"image {number} of {SEVERAL}: {error.why}"
+                raise RefusedRecord(cell, wrong, error.reason) from None
+            fixed.append(after)
+            why = why or reason
+        read_image_paths({SEVERAL: [image_path(path) for path in fixed]})
+        return (_join_texts(fixed), why) if why else (cell, "")
 
     def _fixed_image(self, cell: str) -> tuple[str, str]:
         """The path of the only file that can be meant. Raises RefusedRecord for none or several."""
@@ -209,16 +241,21 @@ def _parse_list(text: str) -> tuple[list[str], str]:
         texts = json.loads(text)
     except (ValueError, RecursionError):
         why = "options were a Python list"
-        try:
-            texts = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            texts = None
+        texts = read_texts(text, len(LETTERS))
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         raise RefusedRecord(text, "options are no list of texts", Reason.OPTIONS_FORM)
     return [each.strip() for each in texts], why
 
 
-def _join_options(texts: Sequence[str]) -> str:
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _join_texts(texts: Sequence[str]) -> str:
     joined = "|".join(texts)
     is_plain = not any("|" in text for text in texts) and not _LIST.match(joined)
     return joined if is_plain else json.dumps(list(texts), ensure_ascii=False)

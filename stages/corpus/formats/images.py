@@ -13,6 +13,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -23,12 +24,17 @@ from stages.corpus.dataset.paths import (
     is_left_behind,
     unsafe_path,
 )
+from stages.corpus.formats.several import NamedImage
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.table import is_address
+from stages.corpus.records.cells import is_address
 from stages.corpus.records.texts import RefusedRecord
+from stages.corpus.volumes.signatures import GZIP, first_bytes, nifti_version
 
 SUFFIXES: Final = frozenset(
-    (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm", ".dicom")
+    (
+        *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
+        *(".dcm", ".dicom", ".nii", ".nii.gz"),
+    )
 )
 _SIGNATURES: Final = (
     (b"\x89PNG\r\n\x1a\n", ".png"),
@@ -41,6 +47,9 @@ _SIGNATURES: Final = (
 )
 _DICOM_PREFIX: Final = 128
 """Bytes before DICOM's signature."""
+_PACKED: Final = ".gz"
+_HEAD: Final = 2**16
+"""Bytes of a packed file in which its kind is looked for."""
 
 
 class ImageFolder:
@@ -48,12 +57,14 @@ class ImageFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._resolved = root.resolve()
+        self._usable: set[Path] = set()
 
-    def find(self, written: str) -> tuple[str, Path]:
-        """The name below Images/ and the file, or folder of DICOM files, of an image path.
+    def find(self, written: str) -> NamedImage:
+        """The file, or folder of slices, of an image path, and its name below Images/.
 
         A path may begin with Images/. Raises RefusedRecord, with near matches, for a path that is
-        unsafe, names no file, two files, or one outside the folder.
+        unsafe, names no file, two files, one outside the folder, or a packed one that is no NIfTI.
         """
         name = _safe_name(written)
         places = {self.root / IMAGES / name, self.root / name}
@@ -67,18 +78,30 @@ class ImageFolder:
             why = f"the image is not in {self.root}{hint}"
             raise RefusedRecord(written, why, Reason.IMAGE_MISSING)
         (path,) = files
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        if path not in self._usable:
+            self._check(path, written)
+            self._usable.add(path)
+        return NamedImage(name, path)
+
+    def _check(self, path: Path, written: str) -> None:
+        members = [path, *_files_in(path)] if path.is_dir() else [path]
+        if not all(each.resolve().is_relative_to(self._resolved) for each in members):
             why = f"a link that leads out of {self.root}: copy the image into it"
             raise RefusedRecord(written, why, Reason.IMAGE_PATH)
-        if path.is_dir() and not _files_in(path):
-            why = "a folder without files: name one image, or a folder of one DICOM series"
+        if members == [path] and path.is_dir():
+            why = "a folder without files: name one image, or a folder of the slices of a volume"
             raise RefusedRecord(written, why, Reason.IMAGE_MISSING)
-        return name, path
+        if path.is_file() and path.name.lower().endswith(_PACKED):
+            with path.open("rb") as handle:
+                is_volume = _is_nifti(handle.read(_HEAD))
+            if not is_volume:
+                why = "a packed file that is no NIfTI volume, or is damaged: unpack it"
+                raise RefusedRecord(written, why, Reason.IMAGE_FORMAT)
 
     def near_matches(self, name: str) -> list[str]:
         """Files of the same path in another case, or else of another image suffix, sorted."""
         same_case = self._by_path.get(name.casefold(), [])
-        same_stem = self._by_stem.get(posixpath.splitext(name)[0].casefold(), [])
+        same_stem = self._by_stem.get(_folded_stem(name), [])
         return same_case or same_stem
 
     @cached_property
@@ -90,7 +113,7 @@ class ImageFolder:
             names += [
                 (below / file).as_posix().removeprefix(IMAGES)
                 for file in files
-                if Path(file).suffix.lower() in SUFFIXES
+                if image_suffix(file) in SUFFIXES
             ]
         return sorted(names)
 
@@ -110,32 +133,56 @@ class ImageStore:
         """`folder`: the corpus, without Images/."""
         self._root = folder / IMAGES
         self._root.mkdir()
-        self._stored: set[str] = set()
+        self._files: dict[str, list[str]] = {}
+        """Name of an image -> the files that it consists of, several of a folder."""
+        self._written: set[str] = set()
 
-    def add(self, name: str, image: Path | bytes) -> None:
-        """Store an image unless it is; RefusedRecord if its path is that of another's folder."""
-        if name in self._stored:
+    def add(self, image: NamedImage) -> None:
+        """Store an image unless it is.
+
+        A file of a folder may be an image of its own, too. Raises RefusedRecord if the path is that
+        of another image's folder, or the files of a folder would not be those of the source.
+        """
+        name, content = image
+        if name in self._files:
             return
-        target = self._root / name
+        files = {name: content}
+        if isinstance(content, Path) and content.is_dir():
+            files = {f"{name}/{path.name}": path for path in _files_in(content)}
+        folders = [
+            folder
+            for folder in {posixpath.dirname(file) for file in files}
+            if self._files.get(folder, [folder]) != [folder]
+        ]
+        others = {file for file in self._written if posixpath.dirname(file) == name} - files.keys()
+        if others or (folders and not files.keys() <= self._written):
+            why = "an image of another origin in the folder of a volume: rename one of them"
+            raise RefusedRecord(name, why, Reason.IMAGE_PATH)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(image, bytes):
-                target.write_bytes(image)
-            else:
-                _copy(image, target)
+            for file, part in files.items():
+                self._write(file, part)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             why = "names an image and a folder of others: rename one of them"
             raise RefusedRecord(name, why, Reason.IMAGE_PATH) from None
-        self._stored.add(name)
+        self._files[name] = [*files]
+
+    def _write(self, file: str, content: Path | bytes) -> None:
+        if file in self._written:
+            return
+        target = self._root / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        else:
+            _copy(content, target)
+        self._written.add(file)
 
     def remove_others(self, names: set[str]) -> None:
         """Delete the images that are not among these names, and the folders that held only them."""
-        for name in sorted(self._stored - names):
-            path = self._root / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        kept = set(chain.from_iterable(self._files[name] for name in names))
+        for file in sorted(self._written - kept):
+            path = self._root / file
+            path.unlink()
             for folder in path.relative_to(self._root).parents:
                 if folder.name and not any((self._root / folder).iterdir()):
                     (self._root / folder).rmdir()
@@ -150,7 +197,7 @@ def embedded_name(dataset: str, content: bytes) -> str:
         raise RefusedRecord("", "the image has no bytes", Reason.IMAGE_EMPTY)
     suffix = _suffix(content)
     if suffix is None:
-        why = "the image's bytes are none of PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM"
+        why = "the image's bytes are none of PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM, NIfTI"
         raise RefusedRecord(f"{content[:12]!r}...", why, Reason.IMAGE_FORMAT)
     return f"{file_name(dataset)}/{hashlib.sha256(content).hexdigest()[:32]}{suffix}"
 
@@ -164,12 +211,18 @@ def file_name(text: str) -> str:
     return f"{readable.strip()[:30]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def image_suffix(name: str) -> str:
+    """The suffix of a file's name in small letters, ".nii.gz" as one."""
+    stem, suffix = posixpath.splitext(name.lower())
+    return posixpath.splitext(stem)[1] + suffix if suffix == _PACKED else suffix
+
+
 def image_files_below(folder: Path) -> list[Path]:
     """Image files at any depth of a folder by their suffixes, sorted."""
     files = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.suffix.lower() in SUFFIXES and not is_left_behind(name) and path.is_file():
+        if image_suffix(name) in SUFFIXES and not is_left_behind(name) and path.is_file():
             files.append(path)
     return sorted(files)
 
@@ -193,7 +246,7 @@ def _safe_name(written: str) -> str:
 
 
 def _folded_stem(name: str) -> str:
-    return posixpath.splitext(name)[0].casefold()
+    return name[: len(name) - len(image_suffix(name))].casefold()
 
 
 def _index(names: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
@@ -208,7 +261,15 @@ def _suffix(content: bytes) -> str | None:
         return ".webp"
     if content[_DICOM_PREFIX : _DICOM_PREFIX + 4] == b"DICM":
         return ".dcm"
+    if _is_nifti(content[:_HEAD]):
+        return ".nii.gz" if content.startswith(GZIP) else ".nii"
     return next((suffix for start, suffix in _SIGNATURES if content.startswith(start)), None)
+
+
+def _is_nifti(head: bytes) -> bool:
+    """Whether a file begins as NIfTI, packed or not; the header of a pair of files is none."""
+    found = nifti_version(first_bytes(head))
+    return found is not None and found[1]
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -218,12 +279,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Hard link, or a copy where the file systems allow no link; of a folder, its files."""
-    if source.is_dir():
-        target.mkdir()
-        for path in _files_in(source):
-            _copy(path, target / path.name)
-        return
+    """Hard link, or a copy where the file systems allow no link."""
     source = source.resolve()
     try:
         os.link(source, target)

@@ -34,6 +34,8 @@ _GENERAL: Final = frozenset({"images", "image", "imgs", "data", "dataset", "all"
 """Names of folders that are no modalities."""
 
 Labelled = LabelledImage | Refusal
+Shown = tuple[tuple[str, ...], tuple[int, ...]]
+"""Images of an entry and the slices it is about."""
 
 
 class ClassFolders:
@@ -90,7 +92,7 @@ def _of_file(
         why = f"an image at another depth than in {'/'.join(['*'] * (depth - 1))}/"
         return Refusal(location, safe_text(name), why, Reason.IMAGE_PATH)
     try:
-        image_name, image = ImageFolder(root).find(name)
+        image = ImageFolder(root).find(name)
     except RefusedRecord as error:
         return Refusal.of(location, error)
     return LabelledImage(
@@ -100,8 +102,7 @@ def _of_file(
         question_type=options.question_type or DIAGNOSIS,
         column=_CLASS,
         label=parts[-2].strip(),
-        image=image,
-        image_name=image_name,
+        images=(image,),
     )
 
 
@@ -158,22 +159,29 @@ def _label_error(label: str) -> RefusedRecord | None:
 
 def _repeated(items: Items) -> dict[int, Refusal]:
     """Images with two labels in one column, and all but the first of equal entries."""
-    first: dict[str, int] = {}
-    labels: defaultdict[str, set[str]] = defaultdict(set)
+    first: dict[Shown, int] = {}
+    labels: defaultdict[Shown, set[str]] = defaultdict(set)
     for position, item in items.items():
-        first.setdefault(item.image_name, position)
-        labels[item.image_name].add(item.label)
+        first.setdefault(_shown(item), position)
+        labels[_shown(item)].add(item.label)
     refusals = {}
     for position, item in items.items():
-        found = sorted(labels[item.image_name])
+        found = sorted(labels[_shown(item)])
+        names = ", ".join(map(repr, item.image_names))
+        several = len(item.image_names) > 1
+        subject = f"the images {names} have" if several else f"the image {names} has"
         if len(found) > 1:
-            why = f"the image {item.image_name!r} has several labels in one column: {found}"
+            why = f"{subject} several labels in one column: {found}"
             refusals[position] = _refusal(item, why, Reason.ANSWER_AMBIGUOUS)
-        elif first[item.image_name] != position:
-            where = items[first[item.image_name]].location
-            why = f"the image {item.image_name!r} has this label already; kept: {where}"
+        elif first[_shown(item)] != position:
+            where = items[first[_shown(item)]].location
+            why = f"{subject} this label already; kept: {where}"
             refusals[position] = _refusal(item, why, Reason.DUPLICATE_ID)
     return refusals
+
+
+def _shown(item: LabelledImage) -> Shown:
+    return item.image_names, item.slices
 
 
 def _variants(items: Items) -> dict[int, Refusal]:

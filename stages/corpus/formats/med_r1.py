@@ -1,5 +1,7 @@
 """Med-R1's published questions: JSON lists of {"image", "problem", "solution"}.
 
+A question about several images has them in a list `images`; an `image` beside it stands for them in
+lists, as in split files of this pipeline.
 The options are inside the problem. Folders such as `modality` and `task` hold the same questions
 twice, each time with one of the two words: an item has the words of all its files.
 """
@@ -11,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
-from stages.corpus.dataset.paths import IMAGES, is_left_behind
+from stages.corpus.dataset.paths import is_left_behind
 from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.corpus.formats.images import ImageFolder
 from stages.corpus.formats.questions import (
@@ -22,12 +24,16 @@ from stages.corpus.formats.questions import (
     path_words,
 )
 from stages.corpus.formats.rows import decode_text
+from stages.corpus.formats.several import NamedImage, ordered_images
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.context import written_context
+from stages.corpus.records.images import SEVERAL, SLICES
 from stages.corpus.records.json_list import RawRecord, parse_list
 from stages.corpus.records.texts import RefusedRecord
 
 _ITEM_KEYS: Final = ("image", "problem", "solution")
+_IDENTITY: Final = (*_ITEM_KEYS, SEVERAL, SLICES)
+"""What the same question has in all files."""
 _HEAD: Final = 2**16
 
 
@@ -40,7 +46,7 @@ class MedR1Files:
     def detects(self, path: Path) -> bool:
         """Whether a JSON file begins with an item that has the three keys."""
         heads = map(_first_object, _json_files(path))
-        return any(all(f'"{key}"' in head for key in _ITEM_KEYS) for head in heads)
+        return any(map(_has_item_keys, heads))
 
     def read(self, path: Path, options: ConversionOptions) -> Iterator[Question | Refusal]:
         """Items in the order of files; a file that is no list is refused as one entry."""
@@ -56,6 +62,11 @@ class MedR1Files:
                     yield _item_question(location, entry, words, folder, options)
                 except RefusedRecord as error:
                     yield Refusal.of(location, error)
+
+
+def _has_item_keys(head: str) -> bool:
+    has_images = f'"{SEVERAL}"' in head
+    return all(f'"{key}"' in head or (key == "image" and has_images) for key in _ITEM_KEYS)
 
 
 def _json_files(path: Path) -> list[Path]:
@@ -88,7 +99,7 @@ class _Words(NamedTuple):
 
 
 def _item_key(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(raw.get(key)) for key in _ITEM_KEYS)
+    return tuple(str(raw.get(key)) for key in _IDENTITY)
 
 
 def _words_of_items(files: Mapping[str, Path]) -> dict[tuple[str, ...], _Words]:
@@ -123,19 +134,19 @@ def _item_question(
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the keys of an item", Reason.RECORD_FORM)
     for key in _ITEM_KEYS:
-        if not isinstance(raw.get(key), str):
+        if not isinstance(raw.get(key), str) and not (key == "image" and SEVERAL in raw):
             why = f"{key} is missing, or not a text"
             raise RefusedRecord(raw.get(key, key), why, Reason.FIELD_MISSING)
     question, answer, texts = _parse_item(raw)
     known = words[_item_key(raw)]
-    name, image = folder.find(raw["image"])
+    images = _find_images(raw, folder)
+    name = images[0].name
     top = PurePosixPath(name).parts[0] if "/" in name else Path(location.file).stem
-    record = {
+    record: dict[str, Any] = {
         "dataset": _text(raw, "dataset") or options.dataset or top,
         "question_id": _text(raw, "question_id"),
         "question": question,
         "gt_answer": answer,
-        "image_path": f"{IMAGES}{name}",
         "modality_type": _text(raw, "modality") or known.modality or options.modality or "",
         "question_type": (
             _text(raw, "question_type") or known.question_type or options.question_type or ""
@@ -145,7 +156,25 @@ def _item_question(
     }
     if patient := _text(raw, "patient"):
         record["patient"] = patient
-    return Question.from_record(location, record, image, name)
+    if SLICES in raw:
+        record[SLICES] = raw[SLICES]
+    return Question.from_record(location, record, images)
+
+
+def _find_images(raw: Mapping[str, Any], folder: ImageFolder) -> tuple[NamedImage, ...]:
+    """The images of an item in order: those of `images`, or `image`."""
+    if SEVERAL not in raw:
+        return (folder.find(raw["image"]),)
+    paths = raw[SEVERAL]
+    if not isinstance(paths, list):
+        raise RefusedRecord(paths, f"{SEVERAL} is not a list of paths", Reason.IMAGE_LIST)
+
+    def find(path: object) -> NamedImage:
+        if not isinstance(path, str):
+            raise RefusedRecord(path, "not a path", Reason.IMAGE_LIST)
+        return folder.find(path)
+
+    return ordered_images(paths, find)
 
 
 def _parse_item(raw: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:

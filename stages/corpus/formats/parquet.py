@@ -4,6 +4,9 @@ Only the columns that are used are read, a few rows at a time, so that the memor
 largest row group (a few times its size), whatever the size of the data set. ClassLabel numbers are
 replaced by their names, which `datasets` stores in the schema's metadata. An answer that is a plain
 number is used only if it is known what it counts from.
+
+Several images of a question are a list, or in numbered columns (image_1, image_2 and so on, as in
+MMMU, arXiv 2311.16502), of which empty ones are skipped.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,15 +33,18 @@ from stages.corpus.formats.questions import (
     keep_word,
 )
 from stages.corpus.formats.rows import json_cell
+from stages.corpus.formats.several import NamedImage, ordered_images
 from stages.corpus.formats.sheets import REQUIRED
+from stages.corpus.formats.text_lists import is_list, read_image_list, read_texts
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.cells import filled_roles, image_numbers, image_roles, split_list
 from stages.corpus.records.context import CONTEXT, refuse_context
 from stages.corpus.records.table import Header, check_header, name_columns, row_record
 from stages.corpus.records.texts import RefusedRecord
 
 BATCH_ROWS: Final = 16
 """Rows in memory: images of a few MB each."""
-_NAMES: Final = {"images": "image", "label": "answer"}
+_NAMES: Final = {"label": "answer"}
 """Further names of columns in data sets, if the usual one is missing."""
 
 
@@ -117,8 +124,20 @@ def _open_shard(path: Path, root: Path) -> _Shard:
         check_header(header, REQUIRED)
     except RefusedRecord as error:
         raise InputError(f"{path}: {error.why} (found: {error.what})") from error
-    header = Header(",", tuple(schema.names), header.columns, 1)
+    columns = {
+        role: number
+        for role, number in header.columns.items()
+        if role != "slices" or _may_hold_slices(schema.field(number).type)
+    }
+    header = Header(",", tuple(schema.names), columns, 1)
     return _Shard(path, path.relative_to(root).as_posix(), header, _class_names(schema))
+
+
+def _may_hold_slices(kind: Any) -> bool:
+    """Whether a column may hold numbers of slices: video frames, and how many there are, do not."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return bool(pa.types.is_integer(kind.value_type))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _class_names(schema: Any) -> dict[str, Sequence[str]]:
@@ -161,7 +180,9 @@ def _rows(shard: _Shard) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
     columns = shard.columns
     number = 0
     for batch in shard.batches(list(dict.fromkeys(columns.values()))):
-        for values in batch.to_pylist():
+        for at in range(len(batch)):
+            # row by row: a row may hold many images
+            (values,) = batch.slice(at, 1).to_pylist()
             number += 1
             row = {role: values[name] for role, name in columns.items()}
             for role, name in columns.items():
@@ -184,14 +205,16 @@ def _question(
     folder: ImageFolder,
     options: ConversionOptions,
 ) -> Question:
-    cells = {role: _cell(role, value) for role, value in row.items() if role != "image"}
+    held = image_roles(row)
+    cells = {role: _cell(role, value) for role, value in row.items() if role not in held}
     if base is not None and cells["answer"]:
         cells["answer"] = _letter(int(row["answer"]), base)
     cells["modality"] = cells.get("modality", "").strip() or options.modality or ""
     cells["type"] = cells.get("type", "").strip() or options.question_type or ""
-    name, image = _image(row["image"], cells.get("dataset") or dataset, folder)
-    record = row_record({**cells, "image": name}, dataset, keep_word)
-    return Question.from_record(location, record, image, name)
+    images, numbers = _images(row, cells.get("dataset") or dataset, folder)
+    names = json.dumps([image.name for image in images])
+    record = row_record({**cells, "images": names}, dataset, keep_word)
+    return Question.from_record(location, record, images, numbers)
 
 
 def _cell(role: str, value: Any) -> str:
@@ -205,6 +228,8 @@ def _cell(role: str, value: Any) -> str:
             value.pop()
     if role in CONTEXT and not isinstance(value, str | int | float | None):
         raise refuse_context(role, "is not a text", Reason.FIELD_TYPE)
+    if role == "options" and isinstance(value, str) and is_list(value):
+        value = read_texts(value, len(LETTERS)) or value
     return json_cell(value)
 
 
@@ -215,17 +240,33 @@ def _letter(number: int, base: int) -> str:
     return LETTERS[number - base]
 
 
-def _image(value: Any, dataset: str, folder: ImageFolder) -> tuple[str, Path | bytes]:
-    """Name and content of an image: embedded bytes, or the path of a file."""
-    if isinstance(value, list):
-        if len(value) != 1:
-            why = f"{len(value)} images: a question has one"
-            raise RefusedRecord(f"{len(value)} images", why, Reason.IMAGE_FORMAT)
-        (value,) = value
+def _images(
+    row: Mapping[str, Any], dataset: str, folder: ImageFolder
+) -> tuple[tuple[NamedImage, ...], list[int]]:
+    """The images of a row, and the numbers of their columns if they have columns of their own."""
+    filled = filled_roles(role for role in image_roles(row) if not _is_empty(row[role]))
+    find = partial(_image, dataset=dataset, folder=folder)
+    if numbers := image_numbers(filled):
+        return ordered_images([row[role] for role in filled], find, filled), numbers
+    value = row[filled[0]] if filled else None
+    if filled == ["images"] and isinstance(value, str):
+        value = read_image_list(value) if is_list(value) else split_list(value, "images")
+    return ordered_images(value if isinstance(value, list) else [value], find), []
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value stands for no image."""
+    if isinstance(value, dict):
+        return value.get("bytes") is None and not value.get("path")
+    return value is None or value in ("", [])
+
+
+def _image(value: Any, dataset: str, folder: ImageFolder) -> NamedImage:
+    """An image: embedded bytes, or the path of a file."""
     content = value.get("bytes") if isinstance(value, dict) else value
     path = value.get("path") if isinstance(value, dict) else value
     if isinstance(content, bytes):
-        return embedded_name(dataset, content), content
+        return NamedImage(embedded_name(dataset, content), content)
     if isinstance(path, str) and path:
         return folder.find(path)
     raise RefusedRecord("", "the row has no image", Reason.FIELD_EMPTY)

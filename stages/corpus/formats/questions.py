@@ -16,9 +16,11 @@ from stages.core.params import shipped_taxonomy
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.dataset.problems import LETTERS, letter_options
 from stages.corpus.dataset.split_paths import parse_split_path
+from stages.corpus.formats.several import NamedImage, name_pictures
 from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.context import written_context
+from stages.corpus.records.images import IMAGE, SEVERAL, SLICES, read_slices
 from stages.corpus.records.table import content_id
 from stages.corpus.records.texts import RefusedRecord
 from stages.taxonomy import Vocabulary
@@ -70,10 +72,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its image, a file to copy or the bytes of one.
+    """One question with its images, in order.
 
-    `image_name` is the image's path below Images/, `answer` the text of an option. Files of `image`
-    may be temporary: they exist until the reader yields its next entry.
+    `answer` is the text of an option. Files of images may be temporary: they exist until the reader
+    yields its next entry.
     """
 
     location: SourceLocation
@@ -84,8 +86,9 @@ class Question:
     options: tuple[str, ...]
     answer: str
     modality: str
-    image: Path | bytes
-    image_name: str
+    images: tuple[NamedImage, ...]
+    slices: tuple[int, ...] = ()
+    """Frames of its one volume that it is about, from 1; empty if it names none."""
     patient: str | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
     """The fields of a patient's context, as written."""
@@ -93,38 +96,51 @@ class Question:
     """The label that was made a question, of class folders and label sheets."""
 
     @property
+    def image_names(self) -> tuple[str, ...]:
+        """Paths below Images/."""
+        return tuple(image.name for image in self.images)
+
+    @property
     def record(self) -> dict[str, Any]:
-        """OmniMedVQA's fields of this question."""
+        """OmniMedVQA's fields of this question; `images` for several."""
         options = {f"option_{key}": text for key, text in letter_options(self.options).items()}
+        paths = [f"{IMAGES}{name}" for name in self.image_names]
         record: dict[str, Any] = {
             "dataset": self.dataset,
             "question_id": self.question_id or self._content_id(options),
             "question_type": self.question_type,
             "question": self.question,
             "gt_answer": self.answer,
-            "image_path": f"{IMAGES}{self.image_name}",
+            **({IMAGE: paths[0]} if len(paths) == 1 else {SEVERAL: paths}),
             **options,
             "modality_type": self.modality,
             **self.context,
         }
+        if self.slices:
+            record[SLICES] = list(self.slices)
         return record | ({"patient": self.patient} if self.patient else {})
 
     def _content_id(self, options: Mapping[str, str]) -> str:
-        texts = [self.dataset, self.question_type, self.question, self.answer, self.image_name]
-        return content_id([*texts, options, self.modality], self.context)
+        names = self.image_names
+        images = names[0] if len(names) == 1 else names
+        texts = [self.dataset, self.question_type, self.question, self.answer, images]
+        slices = [self.slices] if self.slices else []
+        return content_id([*texts, options, self.modality, *slices], self.context)
 
     @classmethod
     def from_record(
         cls,
         location: SourceLocation,
         record: Mapping[str, Any],
-        image: Path | bytes,
-        image_name: str,
+        images: Sequence[NamedImage],
+        numbers: Sequence[int] = (),
     ) -> Question:
         """The question of a record in OmniMedVQA's form.
 
+        `numbers`: what marks such as "<image 2>" in its texts call the images; from 1 by default.
+
         Raises RefusedRecord, with the remedy, if it has no modality, no question type, or a gap
-        between its options, which would otherwise be closed.
+        between its options, which would otherwise be closed, and for unusable slices and marks.
         """
         names = [name for name in record if name.startswith("option_")]
         if gaps := {f"option_{letter}" for letter in LETTERS[: len(names)]} - {*names}:
@@ -134,17 +150,18 @@ class Question:
             if not record.get(name, "").strip():
                 why = f"{name} is missing: write it, or give it with --{option}"
                 raise RefusedRecord("", why, Reason.FIELD_MISSING)
+        marks = numbers or range(1, len(images) + 1)
         return cls(
             location=location,
             dataset=record["dataset"],
             question_id=record.get("question_id", ""),
             question_type=record["question_type"].strip(),
-            question=record["question"].strip(),
-            options=tuple(record[name].strip() for name in sorted(names)),
-            answer=record["gt_answer"].strip(),
+            question=name_pictures(record["question"], marks).strip(),
+            options=tuple(name_pictures(record[name], marks).strip() for name in sorted(names)),
+            answer=name_pictures(record["gt_answer"], marks).strip(),
             modality=record["modality_type"].strip(),
-            image=image,
-            image_name=image_name,
+            images=tuple(images),
+            slices=read_slices(record, [image.name for image in images]),
             patient=record.get("patient"),
             context=written_context(record),
         )
@@ -152,7 +169,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One label of one image, which becomes one question."""
+    """One label of one image, or of several in order, which becomes one question."""
 
     location: SourceLocation
     dataset: str
@@ -160,10 +177,15 @@ class LabelledImage:
     question_type: str
     column: str
     label: str
-    image: Path
-    image_name: str
+    images: tuple[NamedImage, ...]
+    slices: tuple[int, ...] = ()
     patient: str | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """Paths below Images/."""
+        return tuple(image.name for image in self.images)
 
 
 @dataclass(frozen=True)

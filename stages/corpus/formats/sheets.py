@@ -7,7 +7,7 @@ which questions are built. A modality and a type may come from the options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -26,9 +26,17 @@ from stages.corpus.formats.questions import (
     keep_word,
 )
 from stages.corpus.formats.rows import choose_sheet, peek_headers, sheet_files
+from stages.corpus.formats.several import NamedImage, ordered_images
 from stages.corpus.formats.workbook import TextRow, TextSheet
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.cells import (
+    filled_roles,
+    image_numbers,
+    slice_numbers,
+    written_images,
+)
 from stages.corpus.records.context import CONTEXT, written_context
+from stages.corpus.records.images import SLICES, read_slices
 from stages.corpus.records.table import Header, check_header, row_record
 from stages.corpus.records.texts import RefusedRecord
 
@@ -111,8 +119,17 @@ def _question(
     cells["modality"] = cells.get("modality", "").strip() or options.modality or ""
     cells["type"] = cells.get("type", "").strip() or options.question_type or ""
     record = row_record(cells, options.dataset or Path(sheet.file).stem, keep_word)
-    name, image = folder.find(cells["image"])
-    return Question.from_record(row.location, record, image, name)
+    images, numbers = _images(cells, folder)
+    return Question.from_record(row.location, record, images, numbers)
+
+
+def _images(
+    cells: Mapping[str, str], folder: ImageFolder
+) -> tuple[tuple[NamedImage, ...], list[int]]:
+    """The images of a row, and the numbers of their columns if they have columns of their own."""
+    roles = filled_roles(role for role in cells if cells[role].strip())
+    numbers = image_numbers(roles)
+    return ordered_images(written_images(cells), folder.find, roles if numbers else ()), numbers
 
 
 class LabelSheets:
@@ -125,7 +142,7 @@ class LabelSheets:
         """Whether a sheet has a column of images, and one of labels or no known question."""
         headers = chain.from_iterable(map(peek_headers, sheet_files(path)))
         return any(
-            "image" in header.columns and not {"question", "answer"} & header.columns.keys()
+            header.image_roles and not {"question", "answer"} & header.columns.keys()
             for header in headers
         )
 
@@ -153,7 +170,7 @@ class LabelSheets:
 
 
 def _check_labels(header: Header, options: ConversionOptions) -> None:
-    if "image" not in header.columns:
+    if not header.image_roles:
         why = "the first line lacks the column image"
         raise RefusedRecord(", ".join(header.names), why, Reason.COLUMN_MISSING)
     columns = _label_columns(header, options)
@@ -202,7 +219,8 @@ def _of_row(
     folder: ImageFolder,
     options: ConversionOptions,
 ) -> Labelled:
-    roles = ("image", "modality", "type", "dataset", "patient", *CONTEXT)
+    named = ("slices", "modality", "type", "dataset", "patient")
+    roles = (*sheet.header.image_roles, *named, *CONTEXT)
     # what is asked for must not be told as well
     asked = {*_label_columns(sheet.header, options).values()}
     known = {
@@ -218,7 +236,9 @@ def _of_row(
         if not modality:
             why = "modality is missing: write it, or give it with --modality"
             raise RefusedRecord("", why, Reason.FIELD_MISSING)
-        name, image = folder.find(cells["image"])
+        images, _ = _images(cells, folder)
+        record = {SLICES: slice_numbers(cells.get("slices", ""))}
+        slices = read_slices(record, [image.name for image in images])
     except RefusedRecord as error:
         return Refusal.of(row.location, error)
     return LabelledImage(
@@ -228,8 +248,8 @@ def _of_row(
         question_type=cells.get("type") or options.question_type or DIAGNOSIS,
         column=column,
         label=label,
-        image=image,
-        image_name=name,
+        images=images,
+        slices=slices,
         patient=cells.get("patient") or None,
         context=written_context(cells),
     )

@@ -1,7 +1,8 @@
 """VLMEvalKit's TSV: images in base64 inside its cells, or the index of the row that has the image.
 
-A file is streamed row by row, as it may be larger than the memory. Images lie in a temporary folder
-while it is read, because a row may use the image of any other.
+Several images of a question are a list in its cell, as JSON or as Python writes it. A file is
+streamed row by row, as it may be larger than the memory. Images lie in a temporary folder while it
+is read, because a row may use the image of any other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import binascii
 import codecs
 import csv
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,6 +32,8 @@ from stages.corpus.formats.questions import (
     path_words,
 )
 from stages.corpus.formats.rows import peek_headers
+from stages.corpus.formats.several import NamedImage, ordered_images
+from stages.corpus.formats.text_lists import is_list, read_image_list
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.context import CONTEXT
 from stages.corpus.records.table import row_record
@@ -42,7 +46,7 @@ _CATEGORY_COLUMNS: Final = ("category", "l2-category")
 """What a question is about, in the words of a benchmark: a type only if nothing else names one."""
 _MAX_INDEX: Final = 64
 """Characters of an index: VLMEvalKit takes a longer text for an image."""
-_SUFFIX: Final = re.compile(r"\.[A-Za-z]{3,5}$")
+_SUFFIX: Final = re.compile(r"\.(?:[A-Za-z]{3,5}|nii\.gz)$", re.IGNORECASE)
 _MAX_CELL: Final = 2**30
 """Characters of a cell, instead of csv's limit."""
 
@@ -80,8 +84,8 @@ class _TableReading:
         self._options = options
         self._scratch = scratch
         self._dataset = options.dataset or file.stem
-        self._images: dict[str, tuple[str, Path]] = {}
-        """Index of a row with an image -> its name and its file."""
+        self._images: dict[str, tuple[NamedImage, ...]] = {}
+        """Index of a row with images in its cell -> these."""
 
     def entries(self) -> Iterator[Question | Refusal]:
         waiting: list[tuple[SourceLocation, dict[str, str]]] = []
@@ -89,7 +93,7 @@ class _TableReading:
             try:
                 if refusal:
                     raise refusal
-                self._store_image(row)
+                self._store_images(row)
                 if row["image"].strip() in self._images or _is_path(row["image"]):
                     yield self._question(location, row)
                 else:
@@ -102,43 +106,51 @@ class _TableReading:
             except RefusedRecord as error:
                 yield Refusal.of(location, error)
 
-    def _store_image(self, row: dict[str, str]) -> None:
-        """Move an image from the row to the temporary folder; the row then has its own index."""
+    def _store_images(self, row: dict[str, str]) -> None:
+        """Move images from the row to the temporary folder; the row then has its own index."""
         cell = row.get("image", "")
         if not cell.strip():
             cell = row.get("image_path", "")
         row["image"] = cell
-        if len(cell.strip()) <= _MAX_INDEX or _is_path(cell):
+        if not is_list(cell) and (len(cell.strip()) <= _MAX_INDEX or _is_path(cell)):
             return
-        content = _decode_image(cell)
-        name = embedded_name(self._dataset, content)
-        path = self._scratch / PurePosixPath(name).name
-        if not path.exists():
-            path.write_bytes(content)
+        written = read_image_list(cell) if is_list(cell) else [cell]
+        images = ordered_images(written, self._image)
         index = row["index"].strip()
         if index in self._images:
             why = "a second image for this index: number the rows"
             raise RefusedRecord(index, why, Reason.DUPLICATE_ID)
-        self._images[index] = (name, path)
+        self._images[index] = images
         row["image"] = index
+
+    def _image(self, written: str) -> NamedImage:
+        """The image of a path or of base64."""
+        if _is_path(written):
+            return self._folder.find(written)
+        content = _decode_image(written)
+        name = embedded_name(self._dataset, content)
+        path = self._scratch / PurePosixPath(name).name
+        if not path.exists():
+            path.write_bytes(content)
+        return NamedImage(name, path)
 
     def _question(self, location: SourceLocation, row: Mapping[str, str]) -> Question:
         written = row["image"].strip()
         if not written:
             raise RefusedRecord("", "the row has no image", Reason.FIELD_EMPTY)
         if written in self._images:
-            name, image = self._images[written]
+            images = self._images[written]
         elif not _is_path(written):
             why = "neither an image nor the index of a row that has one"
             raise RefusedRecord(written, why, Reason.IMAGE_MISSING)
         else:
-            name, image = self._folder.find(written)
+            images = (self._folder.find(written),)
         modality, kind = path_words(PurePosixPath(self._file.name))
         kind = _first(row, _TYPE_COLUMNS) or self._options.question_type or kind
         hint = row.get("hint", "").strip()
         question = row["question"].strip()
         cells = {
-            "image": name,
+            "images": json.dumps([image.name for image in images]),
             "question": f"{hint}\n{question}" if hint else question,
             "answer": row["answer"],
             "modality": _first(row, _MODALITY_COLUMNS) or self._options.modality or modality or "",
@@ -148,7 +160,7 @@ class _TableReading:
             **{name: row[name] for name in (*CONTEXT, *LETTERS) if name in row},
         }
         record = row_record(cells, self._dataset, keep_word)
-        return Question.from_record(location, record, image, name)
+        return Question.from_record(location, record, images)
 
 
 def _tsv_files(path: Path) -> list[Path]:
@@ -203,9 +215,6 @@ def _decode_image(cell: str) -> bytes:
     encoded = "".join(cell.split())
     if encoded.startswith("data:"):
         encoded = encoded.partition(",")[2]
-    if encoded.startswith("["):
-        why = "several images: a question has one"
-        raise RefusedRecord(f"{encoded[:30]}...", why, Reason.IMAGE_FORMAT)
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:

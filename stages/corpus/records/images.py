@@ -47,9 +47,7 @@ def read_image_paths(raw: Mapping[str, Any]) -> tuple[str, ...]:
         raise RefusedRecord(raw[IMAGE], why, Reason.IMAGE_LIST)
     if not isinstance(paths, list):
         raise RefusedRecord(paths, f"{SEVERAL} is not a list of paths", Reason.IMAGE_LIST)
-    if not 1 <= len(paths) <= MAX_IMAGES:
-        why = f"{SEVERAL} has {len(paths)} images, a question has 1 to {MAX_IMAGES}"
-        raise RefusedRecord(f"{len(paths)} images", why, Reason.IMAGE_LIST)
+    check_image_count(len(paths))
     for number, path in enumerate(paths, start=1):
         name = f"image {number} of {SEVERAL}"
         if not isinstance(path, str):
@@ -61,6 +59,13 @@ def read_image_paths(raw: Mapping[str, Any]) -> tuple[str, ...]:
             why = f"{name} is listed before: name each image once"
             raise RefusedRecord(path, why, Reason.IMAGE_LIST)
     return tuple(paths)
+
+
+def check_image_count(count: int) -> None:
+    """Raise RefusedRecord unless a list of so many images can be a question's."""
+    if not 1 <= count <= MAX_IMAGES:
+        why = f"{SEVERAL} has {count} images, a question has 1 to {MAX_IMAGES}"
+        raise RefusedRecord(f"{count} images", why, Reason.IMAGE_LIST)
 
 
 def read_slices(raw: Mapping[str, Any], image_paths: Sequence[str]) -> tuple[int, ...]:

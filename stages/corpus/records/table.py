@@ -19,9 +19,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, letter_options
 from stages.corpus.quarantine.reasons import UNKNOWN_NAME, Reason
+from stages.corpus.records.cells import (
+    image_path,
+    image_roles,
+    numbered_role,
+    slice_numbers,
+    split_list,
+    written_images,
+)
 from stages.corpus.records.context import CONTEXT
 from stages.corpus.records.images import IMAGE, SEVERAL, SLICES
 from stages.corpus.records.json_list import RawRecord
@@ -58,12 +65,8 @@ _DELIMITERS = ",;\t"
 _OPTION = re.compile(r"(?:(?:option|choice)[\s_-]*)?([a-z])", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:option|choice)[\s_-]+[a-z]", re.IGNORECASE)
 """A column of one option, unlike "options": "option S"."""
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _OTHER_SEPARATOR = re.compile(r"[;,/\n\t]|\bor\b")
-_NUMBER = re.compile(r"[0-9]{1,7}")
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_JSON_LIST = re.compile(r'\[\s*(?:"|\])')
-_PYTHON_LIST = re.compile(r"\[\s*'")
 _QUOTING = (
     "unbalanced quotation marks, or a cell that is too long because of one that is not closed: put"
     ' the whole cell in "...", and write "" for one inside it'
@@ -99,6 +102,11 @@ class Header:
     def is_private(self) -> bool:
         """Whether rows have what must not be quoted, a patient's context."""
         return not self.columns.keys().isdisjoint(CONTEXT)
+
+    @property
+    def image_roles(self) -> list[str]:
+        """The meanings of the columns of images, in order."""
+        return image_roles(self.columns)
 
     def row(self, cells: Sequence[str]) -> dict[str, str]:
         """Cells of the known columns: key of COLUMNS, or option letter -> cell."""
@@ -183,8 +191,7 @@ def table_rows(text: str, header: Header) -> Iterator[TableRow]:
 def read_header(text: str) -> Header:
     """Detect delimiter and columns; RefusedRecord names missing and duplicate columns."""
     header = find_header(text)
-    has_images = "images" in header.columns
-    check_header(header, [role for role in _REQUIRED if not (has_images and role == "image")])
+    check_header(header, numbered=False)
     return header
 
 
@@ -196,8 +203,14 @@ def find_header(text: str, delimiters: str = _DELIMITERS, others: Collection[str
     return max(headers, key=lambda header: len(header.columns) + len({*header.names} & {*others}))
 
 
-def check_header(header: Header, required: Sequence[str] = _REQUIRED) -> None:
-    """Raise RefusedRecord, naming them, for missing and duplicate columns."""
+def check_header(
+    header: Header, required: Sequence[str] = _REQUIRED, *, numbered: bool = True
+) -> None:
+    """Raise RefusedRecord, naming them, for missing and duplicate columns.
+
+    `images` stands for `image`, and so does image_1 unless `numbered` is false: columns of other
+    forms are converted first.
+    """
     names = ", ".join(repr(name) for name in header.names)
     roles = [role for name in header.names if (role := _role(name))]
     if duplicates := sorted({role for role in roles if roles.count(role) > 1}):
@@ -205,7 +218,12 @@ def check_header(header: Header, required: Sequence[str] = _REQUIRED) -> None:
         column = f"option {role}" if len(role) == 1 else role
         why = f"two columns for {column}: remove one"
         raise RefusedRecord(names, why, Reason.COLUMN_DUPLICATE)
-    missing = [name for name in required if name not in header.columns]
+    has_images = header.image_roles if numbered else "images" in header.columns
+    missing = [
+        name
+        for name in required
+        if name not in header.columns and not (name == "image" and has_images)
+    ]
     letters = [letter for letter in LETTERS if letter in header.columns]
     if "options" not in header.columns and letters[:2] != ["A", "B"]:
         missing.append("options")
@@ -247,12 +265,15 @@ def name_columns(names: Sequence[str], delimiter: str = ",", line: int = 1) -> H
 
 
 def _role(name: str) -> str | None:
-    """The meaning of a column name: a key of COLUMNS, a letter for an option, or None."""
+    """The meaning of a column name: a key of COLUMNS, a letter for an option, or None.
+
+    Of columns such as "Image 2" it is image_2.
+    """
     plain = _plain(name)
     roles = (role for role, names in COLUMNS.items() if plain in map(_plain, names))
     role = None if _NUMBERED.fullmatch(name.strip()) else next(roles, None)
     match = _OPTION.fullmatch(name.strip())
-    return role or (match[1].upper() if match else None)
+    return role or (match[1].upper() if match else numbered_role(name))
 
 
 def _plain(name: str) -> str:
@@ -260,7 +281,9 @@ def _plain(name: str) -> str:
 
 
 def _suggestion(missing: str, header: Header) -> str:
-    """A name in the header that looks like a missing one."""
+    """What in the header may stand for a missing column: a name like it, or numbered ones."""
+    if missing == "image" and header.image_roles:
+        return "; `med-r1 use` converts a table with numbered columns of images"
     names = [name.strip().casefold() for name in header.ignored_columns]
     close = difflib.get_close_matches(missing, names, 1)
     return f"; is {close[0]!r} meant for {missing}?" if close else ""
@@ -301,13 +324,13 @@ def row_record(row: Mapping[str, str], dataset: str, name_of: NameOf) -> dict[st
     answer = _answer(row["answer"], options)
     modality = name_of(row["modality"], "modality_type")
     kind = name_of(row["type"], "question_type")
-    images = _images(row)
+    images = [image_path(written) for written in written_images(row)]
     image = images[0] if len(images) == 1 else images
     own_dataset = row.get("dataset", "").strip()
     question = row["question"].strip()
     context = {name: text for name in CONTEXT if (text := row.get(name, "").strip())}
     content: list[Any] = [own_dataset, kind, question, answer.strip(), image, options, modality]
-    slices = _slices(row.get("slices", ""))
+    slices = slice_numbers(row.get("slices", ""))
     if slices is not None:
         content.append(slices)
     record: dict[str, Any] = {
@@ -329,44 +352,6 @@ def row_record(row: Mapping[str, str], dataset: str, name_of: NameOf) -> dict[st
     return record
 
 
-def _images(row: Mapping[str, str]) -> list[str]:
-    """The paths of a row's images, as records write them: one, or those of the cell `images`."""
-    several = row.get("images", "").strip()
-    image = row.get("image", "").strip()
-    if several and image:
-        why = "an image, and images beside it: write all into the column of several, in order"
-        raise RefusedRecord(image, why, Reason.IMAGE_LIST)
-    return [_image(path) for path in (_split(several, "images") if several else [image])]
-
-
-def _image(path: str) -> str:
-    """The path of an image below Images/."""
-    while path.startswith("./"):
-        path = path.removeprefix("./")
-    if is_address(path):
-        why = "an address: download the image, and write its path from the CSV's folder"
-        raise RefusedRecord(path, why, Reason.IMAGE_PATH)
-    if path and not path.startswith(IMAGES) and not unsafe_path(path):
-        path = IMAGES + path
-    return path
-
-
-def _slices(cell: str) -> list[int] | None:
-    """The numbers in a cell, as 3|7|9 or 3, 7, 9; None if it is empty."""
-    if not cell.strip():
-        return None
-    words = re.split(r"[|,;\s]+", cell.strip().removeprefix("[").removesuffix("]").strip())
-    if not all(_NUMBER.fullmatch(word) for word in words):
-        why = "slices are whole numbers, counted from 1, with | between them"
-        raise RefusedRecord(cell, why, Reason.IMAGE_SLICE)
-    return [int(word) for word in words]
-
-
-def is_address(path: str) -> bool:
-    """Whether an image path is an address, such as https://..., and not a file's."""
-    return _ADDRESS.match(path) is not None
-
-
 def content_id(content: list[Any], context: Mapping[str, Any] | None = None) -> str:
     """An id that does not depend on the row's position or file; `context`: its fields, if any."""
     if context:
@@ -377,7 +362,7 @@ def content_id(content: list[Any], context: Mapping[str, Any] | None = None) -> 
 def _options(row: Mapping[str, str]) -> dict[str, str]:
     """The options of a row under OmniMedVQA's names, without empty ones."""
     if "options" in row:
-        texts = _split(row["options"].strip(), "options")
+        texts = split_list(row["options"].strip(), "options")
         if len(texts) == 1 and _OTHER_SEPARATOR.search(texts[0]):
             why = "one option, as no | is in the cell: put | between the options"
             raise RefusedRecord(row["options"], why, Reason.OPTIONS_FORM)
@@ -393,25 +378,6 @@ def _options(row: Mapping[str, str]) -> dict[str, str]:
         }
     check_labels(list(options.values()))
     return options
-
-
-def _split(cell: str, name: str) -> list[str]:
-    """The texts in a cell `name`, "options" or "images": a JSON list, or separated by |."""
-    reason = Reason.OPTIONS_FORM if name == "options" else Reason.IMAGE_LIST
-    if _PYTHON_LIST.match(cell):
-        why = f'{name} look like a Python list: put each in "..." as in JSON, or | between them'
-        raise RefusedRecord(cell, why, reason)
-    if not _JSON_LIST.match(cell):
-        return [text.strip() for text in cell.split("|")] if cell else []
-    try:
-        texts = json.loads(cell)
-    except (ValueError, RecursionError) as error:
-        why = f"{name} begin like a JSON list but are not one ({error})"
-        raise RefusedRecord(cell, why, reason) from None
-    if not all(isinstance(text, str) for text in texts):
-        why = f"{name} are a JSON list, but not only of texts"
-        raise RefusedRecord(cell, why, reason)
-    return list(texts)
 
 
 def _answer(cell: str, options: Mapping[str, str]) -> str:

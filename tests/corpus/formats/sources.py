@@ -76,13 +76,18 @@ def run(source: Path, target: Path, **options: Any) -> Conversion:
     return conversion
 
 
-def records(corpus: Path) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
+def records(corpus: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for path in sorted((corpus / QUESTIONS).iterdir()):
         found += json.loads(path.read_text(encoding="utf-8"))
     for record in found:
-        assert (corpus / record["image_path"]).exists()
+        for image in image_paths(record):
+            assert (corpus / image).exists()
     return found
+
+
+def image_paths(record: Mapping[str, Any]) -> list[str]:
+    return record.get("images") or [record["image_path"]]
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ from stages.corpus.formats.questions import (
     Refusal,
     SourceLocation,
 )
+from stages.corpus.formats.several import NamedImage
 from tests.conftest import ROOT
 from tests.corpus.formats.sources import (
     digest,
@@ -40,7 +41,7 @@ def build(counts: Mapping[str, int], **options: Any) -> tuple[list[dict[str, str
     items = {
         number: LabelledImage(
             *(SourceLocation(f"{number}.png"), "Set", "CT", "Disease Diagnosis", "class", label),
-            *(Path(f"{number}.png"), f"{number}.png"),
+            (NamedImage(f"{number}.png", Path(f"{number}.png")),),
         )
         for number, label in enumerate(labels)
     }

@@ -157,7 +157,7 @@ def test_an_image_may_be_a_list_of_one(tmp_path: Path) -> None:
         for count in (1, 2)
     ]
     (text,) = refusals(run(write(tmp_path / "a.parquet", rows), tmp_path / "out", **WORDS))
-    assert "2 images: a question has one" in text
+    assert "image 2 of images is listed before" in text
 
 
 def test_missing_columns_and_damaged_files_are_named(tmp_path: Path) -> None:

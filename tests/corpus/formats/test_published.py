@@ -197,7 +197,7 @@ def test_a_cell_of_20_mb_is_read(tmp_path: Path) -> None:
         ({"image": ""}, "no image"),
         ({"image": "iVBORw0KGgo" * 10 + "!"}, "Only base64 data is allowed"),
         ({"image": base64.b64encode(b"no image" * 20).decode()}, "none of PNG"),
-        ({"image": "['" + encoded(1) + "']"}, "several images"),
+        ({"image": "['" + encoded(1) + "', 7]"}, "not a list of images"),
         ({"image": "scans/9.png"}, "not in"),
         ({"answer": "D"}, "none of the options"),
         ({"B": "", "answer": "C"}, "a gap in the options: option_B"),

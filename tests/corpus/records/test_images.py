@@ -142,3 +142,18 @@ def test_slices_that_are_no_numbers_are_refused(cell: str) -> None:
     )
     (row,) = reading.rows
     assert row.reason == Reason.IMAGE_SLICE
+
+
+def test_numbered_columns_are_for_conversions_and_never_left_out() -> None:
+    with_numbers = "image_1,image_2,question,options,answer,modality,type"
+    (row,) = table(with_numbers, "a.png,b.png,Which?,x|y,x,ct,disease-diagnosis").rows
+    assert "lacks the column image; `med-r1 use` converts" in row.why
+    reading = table(
+        "image,Image 2,question,options,answer,modality,type",
+        "a.png,,Which?,x|y,x,ct,disease-diagnosis",
+        "a.png,b.png,Which?,x|y,y,ct,disease-diagnosis",
+    )
+    assert [record.image_paths for record in reading.records] == [("Images/a.png",)]
+    (row,) = reading.rows
+    assert row.reason == Reason.IMAGE_LIST
+    assert "image, and image_2 beside it" in row.why

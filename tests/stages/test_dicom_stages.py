@@ -243,6 +243,7 @@ SECRETS = {
     "StudyDescription": "Follow up of Zworykin",
     "PatientComments": "lives at Vellichor Lane",
     "StudyDate": "20190823",
+    "PatientAge": "067Y",
 }
 PARTS = (
     "Zworykin",
@@ -257,6 +258,7 @@ PARTS = (
     "Xerxes",
     "Vellichor",
     "20190823",
+    "067Y",
     "2.25.77119911",
 )
 """Must be in no output, in any case or encoding. The last is the prefix of all UIDs."""
@@ -473,6 +475,7 @@ def test_no_output_names_a_patient(
     tree["data_tests"]["blank_images"]["severity"] = "warning"
     if accepted:
         tree["dicom"] |= {"accept_burned_in": True, "accept_unflagged": True, "ct_window": None}
+        tree["dicom"]["context"] = ["age", "sex"]
     (project / "params.yaml").write_text(dump_yaml(tree))
     caplog.set_level(logging.DEBUG)
     recwarn.clear()
@@ -488,6 +491,7 @@ def test_no_output_names_a_patient(
     assert len(quarantine.rows) > 10
     assert any(row.reason == Reason.IMAGE_ANNOTATION for row in quarantine.rows) != accepted
     record = next(record for record in resized() if record["question_id"] == "q0")
+    age = {"PatientAge": "60 to 69"} if accepted else {}
     assert record["dicom"] == {
         "Modality": "CT",
         "Rows": 32,
@@ -495,6 +499,7 @@ def test_no_output_names_a_patient(
         "NumberOfFrames": 1,
         "PhotometricInterpretation": "MONOCHROME2",
         "BitsStored": 8,
+        **age,
     }
 
 

@@ -102,6 +102,41 @@ def records(project: Path, full_records: list[Raw]) -> list[Raw]:
     return full_records
 
 
+def test_a_question_has_its_context_and_others_are_written_as_without(
+    run: RunStage, records: list[Raw]
+) -> None:
+    def parts() -> dict[str, list[Raw]]:
+        return {
+            str(path): json.loads(path.read_text(encoding="utf-8"))
+            for path in layout.SPLITS.rglob("t*.json")
+        }
+
+    run(splits)
+    before = parts()
+    told = {each["question_id"]: at % 80 for at, each in enumerate(records) if at % 2}
+    write_records(
+        [
+            each | ({"age": told[name], "sex": "f"} if name in told else {})
+            for each in records
+            for name in [each["question_id"]]
+        ]
+    )
+    run(splits)
+    after = parts()
+    assert after.keys() == before.keys()
+    seen = set()
+    for path, items in after.items():
+        for item, plain in zip(items, before[path], strict=True):
+            name = item["question_id"]
+            seen.add(name)
+            if name in told:
+                assert item == plain | {"context": f"Age: {told[name]}. Sex: female."}
+            else:
+                assert item == plain
+                assert [*item] == [*FIELDS]
+    assert seen == {each["question_id"] for each in records}
+
+
 @pytest.mark.parametrize("kind", DRAWN)
 def test_each_question_is_in_one_part_of_each_axis(
     run: RunStage, records: list[Raw], kind: str

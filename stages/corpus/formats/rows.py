@@ -14,6 +14,7 @@ from stages.corpus.dataset.paths import is_left_behind
 from stages.corpus.formats.questions import ConversionOptions, SourceLocation
 from stages.corpus.formats.workbook import TextRow, TextSheet, open_book, unquoted
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import CONTEXT
 from stages.corpus.records.json_list import parse_list
 from stages.corpus.records.table import Header, find_header, name_columns, table_rows
 from stages.corpus.records.texts import RefusedRecord, decode
@@ -157,12 +158,16 @@ def _open_lines(path: Path, text: str) -> TextSheet:
 def _line_rows(
     file: str, header: Header, objects: list[tuple[int, dict[str, Any], RefusedRecord | None]]
 ) -> Iterator[TextRow]:
+    context = {at for role, at in header.columns.items() if role in CONTEXT}
     for number, raw, refusal in objects:
         cells = []
         problems = {}
         for column, name in enumerate(header.names):
             try:
-                cells.append(json_cell(raw.get(name)))
+                value = raw.get(name)
+                if column in context and isinstance(value, list):
+                    raise RefusedRecord("", "not a text", Reason.FIELD_TYPE)
+                cells.append(json_cell(value))
             except RefusedRecord as error:
                 problems[column] = error
                 cells.append("")

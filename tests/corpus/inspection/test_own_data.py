@@ -18,6 +18,8 @@ from openpyxl import Workbook
 
 from stages.core.errors import ExitCode
 from stages.core.yaml_files import load_yaml, read_yaml
+from stages.corpus.records.context import MAX_CONTEXT
+from stages.corpus.records.identifiers.find import find_identifier
 from stages.corpus.records.records import read_record_files
 from stages.corpus.records.table import COLUMNS
 from stages.corpus.records.texts import MAX_TEXT_LENGTH
@@ -182,6 +184,27 @@ def check(corpus: Path) -> dict[str, Any]:
     )
     report: dict[str, Any] = json.loads(Path("out.json").read_text(encoding="utf-8"))
     return report
+
+
+def test_the_contexts_in_the_text_are_those_of_its_sheet() -> None:
+    reading = read_record_files([("ward.csv", block("csv", 2).encode())], TAXONOMY)
+    assert [record.context for record in reading.records] == block("text", 1).splitlines()
+    assert f"at most {MAX_CONTEXT:,} characters" in DOC
+
+
+def test_what_the_text_says_of_identifiers_is_so() -> None:
+    _, _, section = DOC.partition("| refused | write instead |\n")
+    table, _, rest = section.partition("\n\n")
+    rows = [line.split("|") for line in table.splitlines()[1:]]
+    assert len(rows) == 4
+    for row in rows:
+        for phrase in re.findall(r"`([^`]+)`", row[1]):
+            assert find_identifier(phrase), phrase
+        assert find_identifier(row[2]) is None, row[2]
+    harmless, _, _ = rest.partition("If an ordinary phrase")
+    phrases = re.findall(r"`([^`]+)`", harmless)
+    assert len(phrases) > 5
+    assert [phrase for phrase in phrases if find_identifier(phrase)] == []
 
 
 def test_all_names_and_limits_in_the_text_are_those_of_the_code() -> None:

@@ -32,6 +32,7 @@ from stages.corpus.splitting.draws import Draw
 from stages.corpus.splitting.expectations import (
     contradictions,
     letter_bias,
+    repeated_questions,
     statistics,
     unique_images,
 )
@@ -297,6 +298,21 @@ def test_answers_contradict_only_where_one_question_offers_the_answer_of_the_oth
     one_offers = first | {"question_id": "e", "gt_answer": "PET", "option_A": "X-ray"}
     result = contradictions(read([first, one_offers]).records)
     assert (result.value, result.violations, result.checked) == (1.0, 2, 2)
+
+
+def test_questions_that_differ_in_their_context_neither_repeat_nor_contradict_each_other() -> None:
+    first = good()[0] | {"age": "54"}
+    wrong = next(text for text in ANSWERS if text != first["gt_answer"])
+    others = [
+        first | {"question_id": "b", "age": "55", "gt_answer": wrong},
+        first | {"question_id": "c", "age": None},
+    ]
+    records = [first, *others]
+    assert contradictions(read(records).records).violations == 0
+    assert repeated_questions(read(records).records).violations == 0
+    same = [*records, others[0] | {"question_id": "d", "gt_answer": first["gt_answer"]}]
+    assert contradictions(read(same).records).violations == 2
+    assert repeated_questions(read(same).records).violations == 1
 
 
 def test_letter_bias_accounts_for_questions_with_fewer_options() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,7 @@ from stages.core.params import Retrain
 from stages.core.yaml_files import read_yaml
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.records.records import read_record_files
+from tests.conftest import MakeRecord
 from tests.flows.tiny import REPOSITORY
 from tests.omnimedvqa import AXES, MODALITIES, TAXONOMY
 
@@ -161,6 +164,31 @@ def test_fewer_questions_in_one_modality_are_refused_despite_more_in_others() ->
     (reason,) = problems(new, old, RULE)
     assert reason.startswith("oct: 1 questions, 90% fewer than the 10 ")
     assert "retrain.max_fewer_questions allows 10%" in reason
+
+
+def test_a_question_with_another_context_is_another_question(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
+    def manifest(**context: Any) -> Manifest:
+        facts = {"image": "data/images/ct/a.png", "pixel_hash": "f" * 64}
+        for slug in MODALITIES:
+            rows = [make_record(**facts, **context)] if slug == "ct" else []
+            write_json_lines(tmp_path / layout.records(slug), rows)
+            path = tmp_path / layout.QUARANTINE / "resize" / f"{slug}.parquet"
+            write_quarantine(path, f"resize@{slug}", len(rows), ["Set"] * len(rows), [], {})
+        path = tmp_path / layout.QUARANTINE / "download.parquet"
+        write_quarantine(path, "download", 1, ["Set"], [], {})
+        return build_manifest(tmp_path, TAXONOMY)
+
+    old = manifest()
+    # as it was before records had contexts: manifests of earlier champions are compared with it
+    parts = ["What is seen?", "Cyst", "Nodule", "B", "disease-diagnosis"]
+    digest = hashlib.sha256(json.dumps([*parts, "Images/Chest CT Scan/a.png"]).encode())
+    assert [*old.questions["ct"].values()] == [digest.hexdigest()[:16]]
+    told = manifest(age=54)
+    assert diff(old, told)["ct"] == {"images": NONE, "questions": Change(0, 0, 1)}
+    assert diff(told, manifest(age="54 years"))["ct"]["questions"] == NONE
+    assert diff(told, manifest(age=55))["ct"]["questions"] == Change(0, 0, 1)
 
 
 def test_unknown_modalities_are_counted_in_json_and_in_tables(tmp_path: Path) -> None:

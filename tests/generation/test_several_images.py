@@ -347,7 +347,7 @@ def test_an_image_token_in_question_or_context_is_refused(
     paths = draw_images(tmp_path, count)
     words = {"context": "Fell.", "problem": "Scan?"}
     words[field] += processor().image_token
-    item: dict[str, Any] = {"question_id": "a", "modality": "ct", "image": paths[0], **words}
+    item: dict[str, Any] = {**words, "question_id": "a", "modality": "ct", "image": paths[0]}
     item |= {"images": paths} if count > 1 else {}
     questions = build_questions([item], "no-think", ablations=False)
     message = rf"'Context: Fell\..*' has {count + 1} image tokens, expected {count}: remove"

@@ -235,7 +235,13 @@ def _fingerprint(
     assert isinstance(grpo, Grpo)
     configuration = deepspeed_configuration(grpo)
     provenance = collect_provenance(
-        {"prompt": params.prompt, "resize": params.resize, "base": params.base, **settings}
+        {
+            "prompt": params.prompt,
+            "resize": params.resize,
+            "volume": params.volume,
+            "base": params.base,
+            **settings,
+        }
     )
     base = [path for path in start.iterdir() if path.is_file() and path.name != ORIGIN]
     return fingerprint(

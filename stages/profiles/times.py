@@ -91,7 +91,9 @@ def known_gpu(name: str) -> str:
 
 def shown_images(params: Params, scale: Scale) -> Images:
     """Images that a question shows with these settings."""
-    return images_per_question(scale)
+    volume = params.volume
+    frames = volume.max_images if volume.selection == "all" else volume.frames
+    return images_per_question(scale, frames, volume.max_images)
 
 
 def training_parts(

@@ -11,6 +11,7 @@ from stages.corpus.images.frames import FrameFacts, frame_name, shown_frames
 from stages.corpus.images.resizer import ImageResult, png_name
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import with_header
 from stages.corpus.records.images import SHOWN, SOURCES
 from stages.corpus.records.records import Record
 from stages.corpus.records.texts import RefusedRecord
@@ -63,7 +64,8 @@ def add_images(
         why = f"{len(shown)} images, more than volume.max_images = {settings.max_images}"
         raise RefusedRecord(record.image_path, why, Reason.IMAGE_LIST)
     first = sources[0]
-    fields = {**record.fields, "image": first.image, **first.facts}
+    known = with_header(record.fields, first.facts.get("dicom", {}))
+    fields = {**known, "image": first.image, **first.facts}
     if len(shown) > 1 or first.frames:
         fields[SOURCES] = [source.as_field() for source in sources]
     if len(shown) > 1:

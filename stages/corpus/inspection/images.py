@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +22,8 @@ from stages.corpus.images.resizer import ImageResult, check_modality, describe
 from stages.corpus.images.shown import add_images
 from stages.corpus.inspection.findings import Findings
 from stages.corpus.quarantine.advice import DUPLICATE_IMAGES
-from stages.corpus.records.records import Record, refuse
+from stages.corpus.records.patients import patient_of_file, refuse_mixed_patients
+from stages.corpus.records.records import Reading, Record, refuse
 from stages.corpus.records.texts import RefusedRecord
 
 _STORE: Final = Path("resized")
@@ -40,6 +41,8 @@ class _DecodedImage(NamedTuple):
     """As stage resize adds to a record."""
     frames: Mapping[int, FrameFacts] = {}
     """Those of a volume that questions show."""
+    patients: Mapping[str, bytes] = {}
+    """File -> hashed PatientID, of DICOM files."""
 
 
 def decodable(
@@ -53,7 +56,41 @@ def decodable(
 
     Their `image` is the path in the corpus. `files`: image path -> its files, several for a series.
     """
-    paths = sorted(files)
+    images = _decode_all(corpus, records, files, params, findings)
+    reading = Reading(len(records), records, [])
+    reading = refuse_mixed_patients(reading, files, images.patients)
+    for row in reading.rows:
+        findings.refuse(row)
+    usable = []
+    for record in reading.records:
+        results = images.results[record.modality]
+        try:
+            fields = add_images(record, results, images.frames, _STORE, params.volume)
+        except RefusedRecord as refusal:
+            findings.refuse(refuse(record, refusal.what, refusal.why, refusal.reason))
+        else:
+            usable.append(replace(record, fields=fields | {"image": record.image_path}))
+    return usable
+
+
+@dataclass
+class _Images:
+    """What decoding found, by image path; of modalities, by their slug first."""
+
+    results: dict[str, dict[str, ImageResult]] = field(default_factory=lambda: defaultdict(dict))
+    frames: dict[str, Mapping[int, FrameFacts]] = field(default_factory=dict)
+    patients: dict[str, bytes] = field(default_factory=dict)
+    """File -> hashed PatientID."""
+
+
+def _decode_all(
+    corpus: Corpus,
+    records: list[Record],
+    files: Mapping[str, list[str]],
+    params: Params,
+    findings: Findings,
+) -> _Images:
+    """Decode the images of all records, each once; notes those of the same bytes."""
     modalities: dict[str, set[str]] = defaultdict(set)
     slices: dict[str, set[Slices]] = defaultdict(set)
     for record in records:
@@ -64,28 +101,21 @@ def decodable(
     def decode_image(path: str) -> _DecodedImage:
         return _decode(corpus, path, files[path], modalities[path], slices[path], params)
 
-    results: dict[str, dict[str, ImageResult]] = defaultdict(dict)
-    frames: dict[str, Mapping[int, FrameFacts]] = {}
+    images = _Images()
     first: dict[bytes, str] = {}
+    paths = sorted(files)
     threads = os.cpu_count() or 1
     decoded = prefetch(decode_image, paths, threads=threads, budget=threads + 1)
     for image in counted(decoded, len(paths), "check", "image"):
         for slug in modalities[image.path]:
             error = image.error or image.modality_errors.get(slug)
-            results[slug][image.path] = error or image.metadata
-        frames[image.path] = image.frames
+            images.results[slug][image.path] = error or image.metadata
+        images.frames[image.path] = image.frames
+        images.patients |= image.patients
         original = image.path if image.error else first.setdefault(image.digest, image.path)
         if original != image.path:
             findings.note(DUPLICATE_IMAGES, image.path, original, "the same bytes as this one")
-    usable = []
-    for record in records:
-        try:
-            fields = add_images(record, results[record.modality], frames, _STORE, params.volume)
-        except RefusedRecord as refusal:
-            findings.refuse(refuse(record, refusal.what, refusal.why, refusal.reason))
-        else:
-            usable.append(replace(record, fields=fields | {"image": record.image_path}))
-    return usable
+    return images
 
 
 def _decode(
@@ -99,10 +129,13 @@ def _decode(
     """Decode an image with all its frames, and compare its header with the records' modalities."""
     digest = hashlib.sha256()
     wrong = {}
+    patients: dict[str, bytes] = {}
     try:
         contents = [corpus.fetch(name) for name in names]
-        for content in contents:
+        for name, content in zip(names, contents, strict=True):
             digest.update(content)
+            if (patient := patient_of_file(content)) is not None:
+                patients[name] = patient
         image = decode_files(
             contents,
             params.resize,
@@ -119,10 +152,10 @@ def _decode(
             except ImageError as error:
                 wrong[slug] = error
     except ImageError as error:
-        return _DecodedImage(path, error=error)
+        return _DecodedImage(path, error=error, patients=patients)
     except DamagedMemberError as error:
-        return _DecodedImage(path, error=ImageError(str(error)))
+        return _DecodedImage(path, error=ImageError(str(error)), patients=patients)
     metadata = describe(image)
     if image.frames:
         metadata["frames"] = len(image.frames)
-    return _DecodedImage(path, digest.digest()[:16], None, wrong, metadata, frames)
+    return _DecodedImage(path, digest.digest()[:16], None, wrong, metadata, frames, patients)

@@ -81,7 +81,8 @@ def main():
         os.close(1)
         print("lost")
     if how == "wait":
-        child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        nowhere = subprocess.DEVNULL
+        child = subprocess.Popen(["sleep", "600"], stdout=nowhere, stderr=nowhere)
         print(os.getpid(), child.pid, flush=True)
         until = time.monotonic() + 120
         while not Path(rest[0]).exists() and time.monotonic() < until:
@@ -389,6 +390,11 @@ def test_stages_wait_for_a_server_that_still_imports(
             "import threading, time\nthreading.Thread(target=time.sleep, args=(600,),"
             " daemon=True).start()",
             "threads run after imports",
+        ),
+        (
+            "import sys, types\ntorch = sys.modules['torch'] = types.ModuleType('torch')\n"
+            "torch.cuda = types.SimpleNamespace(is_initialized=lambda: True)",
+            "CUDA is initialised after imports",
         ),
     ],
 )

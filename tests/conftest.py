@@ -72,7 +72,7 @@ SLOW = (
         "flows/source",
         "flows/test_dashboard.py",
         "flows/test_postgres.py",
-        "flows/test_preloading.py",
+        "flows/dvc_api/test_preloading.py",
     ),
     *(
         "flows/test_environment.py",

@@ -98,7 +98,8 @@ def _connections(listener: socket.socket) -> Iterator[socket.socket]:
     starter = sys.stdin.fileno()
     supervisors: dict[int, int] = {}
     while True:
-        ready, _, _ = select.select([starter, listener, *supervisors], [], [])
+        watched: list[int | socket.socket] = [starter, listener, *supervisors]
+        ready, _, _ = select.select(watched, [], [])
         for ended in supervisors.keys() & set(ready):
             os.waitpid(supervisors.pop(ended), 0)
             os.close(ended)
@@ -138,30 +139,37 @@ def preload(libraries: Sequence[str]) -> None:
 def _supervise(
     connection: socket.socket, interpreter: list[object], environment: dict[str, str]
 ) -> NoReturn:
-    """Serve one stage process; never returns."""
+    """Serve one stage process and end."""
     try:
-        request, descriptors = receive_request(connection)
-        if reason := _refusal(request, interpreter, environment):
-            print(f"{' '.join(request.command)}: {reason}", file=sys.stderr, flush=True)
-            return
-        connection.sendall(ACCEPTED)
-        if connection.recv(1) != GO:
-            return
-        supervisor = os.getpid()
-        worker = os.fork()
-        if not worker:
-            connection.close()
-            _become(request, descriptors, supervisor)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        with suppress(OSError):  # the worker does so too; whichever comes first
-            os.setpgid(worker, worker)
-        _retitle(f"supervisor of {worker}")
-        _watch(worker, connection)
+        _serve(connection, interpreter, environment)
     except Exception:  # the stage process sees that it has no worker
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+def _serve(
+    connection: socket.socket, interpreter: list[object], environment: dict[str, str]
+) -> None:
+    """Start a worker for the stage process, unless it would differ from it, and wait for both."""
+    request, descriptors = receive_request(connection)
+    if reason := _refusal(request, interpreter, environment):
+        print(f"{' '.join(request.command)}: {reason}", file=sys.stderr, flush=True)
+        return
+    connection.sendall(ACCEPTED)
+    if connection.recv(1) != GO:
+        return
+    supervisor = os.getpid()
+    worker = os.fork()
+    if not worker:
+        connection.close()
+        _become(request, descriptors, supervisor)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    with suppress(OSError):  # the worker does so too; whichever comes first
+        os.setpgid(worker, worker)
+    _retitle(f"supervisor of {worker}")
+    _watch(worker, connection)
 
 
 def _refusal(
@@ -179,7 +187,8 @@ def _watch(worker: int, connection: socket.socket) -> None:
     """Forward signals to the worker and report its end; kill it if the stage process is gone."""
     ended = os.pidfd_open(worker)
     while True:
-        ready, _, _ = select.select([ended, connection], [], [])
+        watched: list[int | socket.socket] = [ended, connection]
+        ready, _, _ = select.select(watched, [], [])
         if ended in ready:
             break
         try:
@@ -238,7 +247,7 @@ def _take_over(request: Request, descriptors: Sequence[int]) -> None:
         if is_ignored != (number in request.ignored):
             signal.signal(number, signal.SIG_DFL if is_ignored else signal.SIG_IGN)
     assert isinstance(sys.stdout, TextIOWrapper)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1) and not sys.flags.unbuffered)
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))
     sys.argv = ["-m", *request.arguments]
     sys.orig_argv = request.command
     sys.executable = request.executable

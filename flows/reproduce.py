@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ from flows.dvc_api.client import (
 )
 from flows.dvc_api.graph import Graph, Stage, read_graph
 from flows.dvc_api.output_sizes import read_output_sizes
+from flows.dvc_api.preloading import preloaded_libraries
 from flows.dvc_api.stale_reasons import explain_staleness
 from flows.prefect_api import artifacts
 from flows.prefect_api.client import require_server
@@ -82,11 +83,14 @@ class ExecutionSite:
     """Where stages run: capacity, description of the GPU slots, and how to run one stage.
 
     `run` takes the reason why the stage is stale, and what to call with its progress.
+    `cpu_environment`: what GPU stages find in their environment if they compute on this host's
+    CPUs; None elsewhere.
     """
 
     capacity: Capacity
     description: str
     run: Callable[[Runner, Stage, str, OnProgress], StageResult]
+    cpu_environment: Mapping[str, str] | None = None
 
 
 def _name_run() -> str:
@@ -148,7 +152,8 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, site: ExecutionSite
             f"{len(names)} of {len(targets)} stages to bring up to date; GPU stages"
             f" {site.description}"
         )
-        results = _run(root, graph, names, reasons, site, logger)
+        with preloaded_libraries(root, names, site.cpu_environment) as variables:
+            results = _run(Runner(root, variables), graph, names, reasons, site, logger)
         clean = not read_status(root).keys() & targets
         summary = Summary(tuple(results[name] for name in names), clean)
     # after the lock is released: other flows need not wait for an unreachable server
@@ -163,6 +168,7 @@ def local_site(slots: Slots) -> ExecutionSite:
         Capacity(len(slots.names), os.cpu_count() or 1),
         f"in slots {', '.join(slots.names)}",
         lambda runner, stage, why, on_progress: run_locally(runner, stage, why, slots, on_progress),
+        slots.cpu_environment,
     )
 
 
@@ -192,7 +198,7 @@ def _end_orphans(root: Path, logger: Any) -> None:
 
 
 def _run(
-    root: Path,
+    runner: Runner,
     graph: Graph,
     names: Sequence[str],
     reasons: dict[str, str],
@@ -203,8 +209,7 @@ def _run(
 
     If the flow is cancelled, the stages are stopped before this returns.
     """
-    runner = Runner(root)
-    progress = RunProgress(root, graph, names, site.capacity)
+    progress = RunProgress(runner.root, graph, names, site.capacity)
     finished = Queue[StageResult]()
     results: dict[str, StageResult] = {}
     skipped: list[PrefectFuture[Any]] = []

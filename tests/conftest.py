@@ -43,6 +43,8 @@ SLOW = (
     *(
         "comparison/test_command.py",
         "core/distributed/test_launch.py",
+        "core/distributed/test_preloaded.py",
+        "core/distributed/test_preloaded_training.py",
         "core/services/test_tracking.py",
     ),
     *(
@@ -70,6 +72,7 @@ SLOW = (
         "flows/source",
         "flows/test_dashboard.py",
         "flows/test_postgres.py",
+        "flows/dvc_api/test_preloading.py",
     ),
     *(
         "flows/test_environment.py",

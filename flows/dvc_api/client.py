@@ -188,8 +188,10 @@ def format_reasons(reasons: Reasons) -> str:
 class Runner:
     """Runs stages and commands of one workspace; `stop` ends them and prevents new ones."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, variables: Mapping[str, str] | None = None) -> None:
+        """`variables`: in the environment of all that it runs."""
         self.root = root
+        self._variables = dict(variables or {})
         self._running: set[subprocess.Popen[str]] = set()
         self.stopped = False
 
@@ -236,7 +238,7 @@ class Runner:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(record), *command],
             cwd=folder,
-            env=environment(dict(extra or {}) | identity),
+            env=environment(self._variables | dict(extra or {}) | identity),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

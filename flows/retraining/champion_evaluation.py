@@ -26,9 +26,10 @@ _OWN: Final = {layout.MODELS.name, layout.PREDICTIONS.name, layout.SCRATCH.name,
 class ChampionEvaluation:
     """Evaluates champions in one workspace; `stop` ends running evaluations and prevents others."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, variables: Mapping[str, str] | None = None) -> None:
+        """`variables`: in the environment of all evaluations."""
         self.root = root
-        self._runner = Runner(root)
+        self._runner = Runner(root, variables)
 
     @property
     def stopped(self) -> bool:

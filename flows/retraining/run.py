@@ -18,6 +18,7 @@ import pandas as pd
 
 from flows.dvc_api.client import read_status
 from flows.dvc_api.graph import read_graph
+from flows.dvc_api.preloading import preloaded_libraries
 from flows.planning.plan import make_plan
 from flows.planning.table import sum_up
 from flows.registry import champion as champions
@@ -452,7 +453,20 @@ class Retraining:
         self, champion: Champion, names: Sequence[str]
     ) -> dict[str, pd.DataFrame]:
         """The champion's predictions per checkpoint on the current test questions."""
-        evaluation = ChampionEvaluation(self.root)
+        if names:
+            self.report(
+                f"evaluating champion {champion.version} on the challengers' test questions:"
+                f" {', '.join(names)}"
+            )
+        stages = [f"evaluate@{name}" for name in names]
+        with preloaded_libraries(self.root, stages, self.slots.cpu_environment) as variables:
+            evaluation = ChampionEvaluation(self.root, variables)
+            return self._answers(evaluation, champion, names)
+
+    def _answers(
+        self, evaluation: ChampionEvaluation, champion: Champion, names: Sequence[str]
+    ) -> dict[str, pd.DataFrame]:
+        """The champion's predictions per checkpoint; clears the evaluation."""
         graph = read_graph(self.root)
 
         def evaluate(name: str) -> pd.DataFrame:
@@ -466,11 +480,6 @@ class Retraining:
                 path = evaluation.evaluate(name, self.report)
             return read_predictions(path, f"evaluate@{name}")[0]
 
-        if names:
-            self.report(
-                f"evaluating champion {champion.version} on the challengers' test questions:"
-                f" {', '.join(names)}"
-            )
         try:
             with ThreadPoolExecutor(max(len(self.slots.names), 1)) as pool:
                 try:

@@ -100,6 +100,11 @@ class Slots:
             return visible | ({SLOTS_PER_GPU: str(self.per_gpu)} if self.per_gpu > 1 else {})
         return {"OMP_WAIT_POLICY": "PASSIVE"} if len(self.names) > 1 else {}
 
+    @property
+    def cpu_environment(self) -> dict[str, str] | None:
+        """Environment of stages in any of these slots where no GPU is visible; None elsewhere."""
+        return None if self.are_gpus or visible_gpus() else self.environment(())
+
     @contextmanager
     def acquire(
         self, count: int, is_cancelled: Callable[[], bool]

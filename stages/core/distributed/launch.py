@@ -9,7 +9,6 @@ none.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
+from stages.core.distributed.parent_death import end_with_parent
 from stages.core.errors import ExitCode, InputError, LostPeerError, ReportedError, error_of
 from stages.core.outcome import StageOutcome, parse_outcome
 
@@ -42,7 +42,6 @@ _LAUNCHER: Final = "MED_R1_LAUNCHER"
 _POLL_SECONDS: Final = 0.2
 _PATIENCE: Final = "10"
 """Seconds that ranks have to end after one has failed; less than in flows/dvc_api/guard.py."""
-_PARENT_DEATH_SIGNAL: Final = 1
 _SILENT: Final = (ExitCode.DONE, ExitCode.CRASHED, ExitCode.KILLED)
 """Exit codes whose message contains no remedy."""
 
@@ -104,8 +103,7 @@ def end_with_launcher() -> None:
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None:
         return
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != int(launcher):
+    if not end_with_parent(int(launcher)):
         raise LostPeerError("the process that started this one is gone")
 
 

@@ -40,7 +40,7 @@ from stages.core.outputs import write_json
 from stages.core.params import load_params, shipped_taxonomy
 from stages.core.provenance import collect_provenance
 from stages.corpus.archives.source import open_corpus
-from stages.corpus.images.decoding import decode_files
+from stages.corpus.images.files import decode_files
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.records.records import read_record_files
 

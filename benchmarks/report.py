@@ -35,7 +35,7 @@ from stages.core.outputs import write_json
 from stages.core.params import load_params, shipped_taxonomy
 from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
-from stages.evaluate import shuffled_images
+from stages.generation.variants import shuffled_images
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting import build
 from stages.scoring.blind_baseline import as_json
@@ -154,7 +154,7 @@ def write_predictions(questions: pd.DataFrame, checkpoint: str, number: int) -> 
         ]
         rows[f"{prefix}completion_tokens"] = rng.integers(6, 250, len(rows))
     rows["blank_image"] = ""
-    rows["shuffled_image"] = rows["image"].map(partner)
+    rows["shuffled_image"] = [partner[image,][0] for image in rows["image"]]
     provenance = {"params": {"splits.kind": "grouped", "prompt": {"style": "think"}}}
     path = layout.predictions(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.locations import write_locations
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
-from stages.corpus.records.patients import link_patients, patient_of_file
+from stages.corpus.records.patients import link_patients, patient_of_file, refuse_mixed_patients
 from stages.corpus.records.reading import find_images, read_questions
 from stages.corpus.records.records import PATIENT, Reading, Record, refuse
 
@@ -65,6 +65,7 @@ def main() -> None:
         reading, files = find_images(corpus, read_questions(corpus, params.taxonomy))
         images = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
         reading = _without_corrupt(reading, files, images.errors)
+        reading = refuse_mixed_patients(reading, files, images.patients)
         patients = link_patients(reading.records, files, images.patients)
         quarantine_file = layout.QUARANTINE / "download.parquet"
         datasets = [record.dataset for record in reading.records]
@@ -99,13 +100,15 @@ def _without_corrupt(
     records: list[Record] = []
     rows = list(reading.rows)
     for record in reading.records:
-        # for a series, the error of its first unreadable file
-        error = next((errors[name] for name in files[record.image_path] if name in errors), None)
-        if error is None:
+        # for several images or a series, the error of the first unreadable file
+        paths = record.image_paths
+        corrupt = next((path for path in paths if not errors.keys().isdisjoint(files[path])), None)
+        if corrupt is None:
             records.append(record)
         else:
+            error = next(errors[name] for name in files[corrupt] if name in errors)
             why = f"the image cannot be read from the corpus: {error}"
-            rows.append(refuse(record, record.image_path, why, Reason.IMAGE_DAMAGED))
+            rows.append(refuse(record, corrupt, why, Reason.IMAGE_DAMAGED))
     return Reading(reading.read, records, rows)
 
 
@@ -184,7 +187,7 @@ def _write(
     patients: Mapping[str, str],
 ) -> None:
     """Write records and images of a modality; a patient's id is replaced by `patients`' image."""
-    paths = {record.image_path for record in records}
+    paths = set(chain.from_iterable(record.image_paths for record in records))
     names = sorted(set(chain.from_iterable(files[path] for path in paths)))
     with atomic_directory(layout.corpus(slug)) as folder:
         write_json_lines(

@@ -38,12 +38,12 @@ from stages.core.params import Params, load_params
 from stages.core.provenance import collect_provenance
 from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.problems import parse_solution
-from stages.corpus.dataset.split_files import read_split
-from stages.generation.windows import BLANK, Key, Question, cut_windows, image_rank, row_keys
+from stages.corpus.dataset.split_files import images_of, read_split
+from stages.generation.variants import REAL, build_questions, other_contexts
+from stages.generation.windows import BLANK, Key, Question, cut_windows, row_keys
 from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import ORIGIN, weight_hashes
-from stages.predictions.schema import LEFT_OUT, SCHEMA
-from stages.prompts.styles import prompt_text
+from stages.predictions.schema import IMAGE_PARTS, LEFT_OUT, OPTIONAL, SCHEMA, schema_of
 from stages.taxonomy import AXIS_NAMES, fold_number
 
 if TYPE_CHECKING:  # imports torch
@@ -66,7 +66,7 @@ def main() -> None:
         return
     from stages.policy.loading import check_policy_files  # imports torch
 
-    questions = _questions(items, params)
+    questions = build_questions(items, params.prompt.style, ablations=params.evaluate.ablations)
     if arguments.rank is not None:
         work = _Work(name, folder, params, questions, arguments.policy_key)
         for _ in work.answer(arguments.rank, arguments.world_size):
@@ -87,12 +87,9 @@ def main() -> None:
     with tracked(params, "evaluate", name, provenance, identity=work.identity) as run:
         run.artifact(name, "model", partial(weight_hashes, folder))
         completions, provenance["batch_sizes"] = work.answer_all()
-        rows = [
-            _row(name, item, completions, index, question)
-            for index, (item, question) in enumerate(zip(items, questions, strict=True))
-        ]
+        rows = _rows(name, items, questions, completions)
         rows.sort(key=lambda row: row["question_id"])
-        schema = SCHEMA.with_metadata({"provenance": json.dumps(provenance)})
+        schema = schema_of(rows).with_metadata({"provenance": json.dumps(provenance)})
         with atomic_file(layout.predictions(name)) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
         run.summarise(
@@ -125,22 +122,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--world-size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--policy-key", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _questions(items: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:
-    """The prompt of each item, and its image per variant."""
-    ablations = params.evaluate.ablations
-    partner = shuffled_images(items) if ablations else {}
-    questions = []
-    for item in items:
-        images = {"real": item["image"]}
-        if ablations:
-            images["blank"] = BLANK
-        if item["image"] in partner:
-            images["shuffled"] = partner[item["image"]]
-        prompt = prompt_text(item["problem"], params.prompt.style, "evaluate")
-        questions.append(Question(prompt, images, item["modality"]))
-    return questions
 
 
 class _Work:
@@ -286,21 +267,48 @@ def _progress_reporter(name: str, total: int, initial: int) -> Callable[[int], N
     return report
 
 
-def _row(
+def _rows(
     name: str,
-    item: Mapping[str, Any],
+    items: Sequence[Mapping[str, Any]],
+    questions: Sequence[Question],
     completions: Mapping[Key, Completion],
-    index: int,
-    question: Question,
+) -> list[dict[str, Any]]:
+    """The prediction rows of some questions, which are those of the items."""
+    representatives = {images_of(item): item["image"] for item in items}
+    contexts = other_contexts(items)
+    rows = []
+    for index, (item, question) in enumerate(zip(items, questions, strict=True)):
+        fields = (*SCHEMA.names, *OPTIONAL.names)
+        row = {"checkpoint": name, **{field: item[field] for field in fields if field in item}}
+        row["gold"] = parse_solution(item["solution"])
+        if "shuffled" in question.variants:
+            row["shuffled_image"] = representatives[question.variants["shuffled"].images]
+        if "other_context" in question.variants:
+            row["other_context_context"] = contexts[item["modality"], item["context"]]
+        rows.append(row | _shown(question) | _answers(completions, index, question))
+    return rows
+
+
+def _shown(question: Question) -> dict[str, Any]:
+    """The columns of the images that the variants of a question show."""
+    row: dict[str, Any] = {}
+    for name, variant in question.variants.items():
+        if name == "blank":
+            row["blank_image"] = BLANK
+        elif name in IMAGE_PARTS or (name == "shuffled" and len(variant.images) > 1):
+            row[f"{name}_images"] = list(variant.images)
+    return row
+
+
+def _answers(
+    completions: Mapping[Key, Completion], index: int, question: Question
 ) -> dict[str, Any]:
-    """The prediction row of one question; `index` is its position among the questions."""
-    row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
-    row["gold"] = parse_solution(item["solution"])
-    for variant, path in question.images.items():
-        prefix = "" if variant == "real" else f"{variant}_"
+    """The columns of the answers to the question at `index`, in all its variants."""
+    row: dict[str, Any] = {}
+    for variant in question.variants:
+        prefix = "" if variant == REAL else f"{variant}_"
         completion = completions[index, variant]
         row |= {
-            f"{prefix}image": path,
             f"{prefix}output": completion.text,
             f"{prefix}completion_tokens": len(completion.ids),
         }
@@ -352,21 +360,6 @@ def read_items(axis: str, kind: str, fold: int | None = None) -> list[dict[str, 
     for question_id, item in by_id.items():
         item |= {f"{name}_test": question_id in ids for name, ids in test_ids.items()}
     return [by_id[question_id] for question_id in sorted(by_id)]
-
-
-def shuffled_images(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Image -> another image of its modality: the next one in a fixed random cycle.
-
-    A modality with a single image has no entry.
-    """
-    partner: dict[str, str] = {}
-    for modality in sorted({item["modality"] for item in questions}):
-        images = sorted(
-            {item["image"] for item in questions if item["modality"] == modality}, key=image_rank
-        )
-        if len(images) > 1:
-            partner |= dict(zip(images, images[1:] + images[:1], strict=True))
-    return partner
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from stages.corpus.quarantine.ledger import read_quarantine
 from stages.corpus.quarantine.locations import locate_in_corpus
 from stages.corpus.splitting.data_tests import read_results
 from stages.corpus.splitting.leaks import read_leaks, read_patients
-from stages.predictions.schema import ABLATIONS
 from stages.reporting.build import read_inputs, write_report
 from stages.reporting.evidence import SplitSize, count_split, pool_sizes, splits_used
 from stages.reporting.released import summarise_released
 from stages.reporting.sources import mean_log, read_training_log
 from stages.scoring.blind_baseline import read_blind_baseline
-from stages.scoring.tables import in_domain, score, with_ablation, without_image
+from stages.scoring.tables import Score, in_domain, score
+from stages.scoring.variants import variants_in
 from stages.taxonomy import Axes, fold_slugs
 
 OUTPUTS_FORMAT: Final = 1
@@ -89,16 +89,16 @@ def make() -> None:
 
 
 def _accuracies(predictions: pd.DataFrame, axes: Axes) -> dict[str, float]:
-    """Accuracy by "test/<axis>/<split>", and "test/<axis>/<split>/<variant>" for ablations."""
-    rows = {}
+    """Accuracy by "test/<axis>/<split>", and "test/<axis>/<split>/<variant>" for variants."""
+    scores = {}
     for axis, slugs in axes.items():
         for slug in slugs:
             own = in_domain(predictions, axis, [slug])
-            rows[f"test/{axis}/{slug}"] = own
-            for variant in ABLATIONS:
-                ablated = without_image(with_ablation(own, variant), variant)
-                rows[f"test/{axis}/{slug}/{variant}"] = ablated
-    accuracies = {name: score(own).accuracy for name, own in rows.items()}
+            scores[f"test/{axis}/{slug}"] = score(own)
+            for variant in variants_in(own.columns):
+                correct = own[f"{variant}_correct"].dropna()
+                scores[f"test/{axis}/{slug}/{variant}"] = Score(int(correct.sum()), len(correct))
+    accuracies = {name: each.accuracy for name, each in scores.items()}
     return {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
 
 

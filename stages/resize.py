@@ -6,17 +6,21 @@ All records of an image that cannot be decoded go to quarantine. The others get 
 which stages/corpus/dataset/image_store.py opens it), `source_size` (original width and height, from
 which data tests recognise upscaled images), `source_mode`, `brightness`, and `pixel_hash` and
 `perceptual_hash`, by which stage splits finds copies. A record of a DICOM file or series also gets
-`dicom`, the header fields that are kept, and, if there are several frames, `frames`, their paths in
-order.
+`dicom`, the header fields that are kept.
 
 Images already resized from the same bytes with the same settings come from a cache outside of DVC's
 outputs.
+
+Of a volume (a DICOM series, a file with several frames, NIfTI) the frames are kept that questions
+show, by `volume` in params.yaml or by their own `slices`. A record of such a volume has their
+number as `frames`; one about several images also has `shown`, the paths of all in order, and
+`sources`, the hashes of the files and volumes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
@@ -32,15 +36,18 @@ from stages.core.provenance import collect_provenance
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.hash_cache import CORPUS_CHANGED
 from stages.corpus.archives.source import Corpus, open_corpus
-from stages.corpus.dataset.paths import IMAGES, image_files
+from stages.corpus.dataset.paths import image_files
+from stages.corpus.images.frames import Slices, VolumeFrames
 from stages.corpus.images.image_cache import ImageCache
-from stages.corpus.images.resizer import ImageResizer, ImageResult, ImageSource, png_name
+from stages.corpus.images.resizer import ImageResizer, ImageResult, ImageSource
+from stages.corpus.images.shown import add_images
 from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.image_errors import ImageError, UnreadError
 from stages.corpus.quarantine.ledger import Row, write_quarantine
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.locations import locate_in_corpus
-from stages.corpus.records.records import Record, iterate_records, refuse
+from stages.corpus.records.records import iterate_records, refuse
+from stages.corpus.records.texts import RefusedRecord
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -51,18 +58,21 @@ _REMEDY = "run `dvc repro download`"
 
 
 def main() -> None:
-    """Write data/images, data/frames, data/records and data/quarantine/resize of a modality."""
+    """Write data/images, data/records and data/quarantine/resize of a modality."""
     parser = stage_parser("resize", __doc__)
     params = load_params()
     parser.add_argument("modality", choices=params.modalities)
     slug = parser.parse_args().modality
     # records are read twice: at full scale, keeping them would take more memory than all else
     records = layout.corpus_records(slug)
-    paths = Counter(
-        record.image_path for record in iterate_records(records, _REMEDY, params.taxonomy)
-    )
+    count = 0
+    slices: dict[str, set[Slices]] = defaultdict(set)
+    for record in iterate_records(records, _REMEDY, params.taxonomy):
+        count += 1
+        for name in record.image_paths:
+            slices[name].add(record.slices)
     hashes = read_hashes(layout.corpus_images(slug))
-    sources = ImageSources(paths, hashes)
+    sources = ImageSources(slices, hashes)
     path = Path(params.corpus.archive)
     if not path.exists():
         raise InputError(
@@ -73,8 +83,8 @@ def main() -> None:
         open_corpus(path, params.corpus.limits) as corpus,
         closing(ImageCache(CACHE, round(params.cache.images_gb * 1e9))) as cache,
         atomic_directory(layout.images(slug)) as images,
-        atomic_directory(layout.frames(slug)) as frames,
     ):
+        frames = VolumeFrames(images, cache, params.volume, slices)
         resizer = ImageResizer(
             slug,
             params.taxonomy.modalities.categories[slug],
@@ -82,6 +92,7 @@ def main() -> None:
             partial(_fetch, corpus, hashes),
             params.resize,
             params.dicom,
+            params.volume,
             cache,
             frames,
         )
@@ -91,18 +102,21 @@ def main() -> None:
 
     def usable() -> Iterator[dict[str, Any]]:
         for record in iterate_records(records, _REMEDY, params.taxonomy):
-            result = results[record.image_path]
-            if isinstance(result, ImageError):
-                why = f"the image cannot be used: {result}"
-                rows.append(refuse(record, record.image_path, why, result.reason))
+            try:
+                fields = add_images(
+                    record, results, frames.facts, layout.images(slug), params.volume
+                )
+            except RefusedRecord as refusal:
+                rows.append(refuse(record, refusal.what, refusal.why, refusal.reason))
             else:
                 datasets.append(record.dataset)
-                yield _with_image(record, result, slug)
+                yield fields
 
     write_json_lines(layout.records(slug), usable())
-    count = paths.total()
     quarantine_file = layout.QUARANTINE / "resize" / f"{slug}.parquet"
-    provenance = collect_provenance({"resize": params.resize, "dicom": params.dicom})
+    provenance = collect_provenance(
+        {"resize": params.resize, "dicom": params.dicom, "volume": params.volume}
+    )
     quarantine = write_quarantine(
         quarantine_file, f"resize@{slug}", count, datasets, rows, provenance
     )
@@ -175,20 +189,6 @@ def _fetch(corpus: Corpus, hashes: Mapping[str, bytes], name: str) -> bytes:
     if hashlib.sha256(content).digest() != hashes[name]:
         raise InputError(f"{corpus.path}: {name!r} has other bytes: {CORPUS_CHANGED}")
     return content
-
-
-def _with_image(record: Record, result: Mapping[str, Any], slug: str) -> dict[str, Any]:
-    """The fields of a record with those of its resized image."""
-    fields = {
-        **record.fields,
-        "image": f"{layout.images(slug).as_posix()}/{png_name(record.image_path)}",
-        **result,
-    }
-    if "frames" in result:
-        folder = f"{layout.frames(slug).as_posix()}/{record.image_path.removeprefix(IMAGES)}"
-        numbers = range(1, result["frames"] + 1)
-        fields["frames"] = [f"{folder}/{number:04d}.png" for number in numbers]
-    return fields
 
 
 def _report_unflagged(slug: str, results: Mapping[str, ImageResult]) -> None:

@@ -147,9 +147,11 @@ def make_corpus(project: Path) -> MakeCorpus:
             "QA_information/Open-access/Set.json": json.dumps(records).encode()
         }
         content |= {
-            record["image_path"]: image()
+            path: image()
             for record in records
-            if isinstance(record, dict) and "image_path" in record
+            if isinstance(record, dict)
+            for path in record.get("images", [record.get("image_path")])
+            if isinstance(path, str)
         }
         content |= files or {}
         path = project / "data/raw/corpus.zip"

@@ -130,6 +130,90 @@ def deflated(content: bytes, most: int = 10**9) -> bytes:
     )
 
 
+# --- volumes
+
+SPACING = (0.5, 0.75, 2.0)
+"""Millimetres between the voxels of `phantom`, towards the patient's left, back and head."""
+ORIGIN = (-10.0, 20.0, -30.0)
+"""Where its first voxel lies."""
+_DIRECTIONS = {
+    "axial": ((0, 1), (1, 1), (2, 1)),
+    "coronal": ((0, 1), (2, -1), (1, 1)),
+    "sagittal": ((1, 1), (2, -1), (0, -1)),
+    "prone": ((0, -1), (1, -1), (2, 1)),
+}
+"""Way of acquisition -> axis and direction of columns, of rows, and of the slices."""
+
+
+def phantom(shape: tuple[int, int, int] = (5, 6, 7)) -> NDArray[np.uint8]:
+    """A volume [to the left, to the back, to the head] whose voxels are all different."""
+    count = int(np.prod(shape))
+    levels = np.random.default_rng(3).permutation(256)[:count]
+    return levels.reshape(shape).astype(np.uint8)
+
+
+def acquired(volume: NDArray[Any], way: str = "axial") -> NDArray[Any]:
+    """The slices (slice, row, column) of a volume, acquired in one of `_DIRECTIONS`."""
+    columns, rows, slices = _DIRECTIONS[way]
+    moved = volume.transpose(slices[0], rows[0], columns[0])
+    return moved[:: slices[1], :: rows[1], :: columns[1]]
+
+
+def geometry(volume: NDArray[Any], way: str, number: int) -> dict[str, Any]:
+    """Place of a slice, by number from 0, as elements of its file."""
+    directions = _DIRECTIONS[way]
+    position = list(ORIGIN)
+    for axis, direction in directions:
+        if direction < 0:
+            position[axis] += (volume.shape[axis] - 1) * SPACING[axis]
+    axis, direction = directions[2]
+    position[axis] += direction * number * SPACING[axis]
+    cosines = np.zeros((2, 3))
+    for of, (towards, sign) in enumerate(directions[:2]):
+        cosines[of, towards] = sign
+    return {
+        "ImagePositionPatient": position,
+        "ImageOrientationPatient": cosines.reshape(-1).tolist(),
+        "PixelSpacing": [SPACING[directions[1][0]], SPACING[directions[0][0]]],
+    }
+
+
+def series(volume: NDArray[Any], way: str = "axial", **elements: Any) -> list[bytes]:
+    """The files of a series, in the order of its slices; of elements set to None, without them."""
+    contents = []
+    for number, pixels in enumerate(acquired(volume, way)):
+        its_elements = {"InstanceNumber": number + 1} | geometry(volume, way, number) | elements
+        known = {keyword: value for keyword, value in its_elements.items() if value is not None}
+        contents.append(file(pixels, **known))
+    return contents
+
+
+def enhanced(
+    volume: NDArray[Any], way: str = "axial", order: list[int] | None = None, **elements: Any
+) -> bytes:
+    """The same slices, in any order, as one file with functional groups."""
+    slices = acquired(volume, way)
+    order = list(range(len(slices))) if order is None else order
+    shared, groups = Dataset(), []
+    for number in order:
+        place = geometry(volume, way, number)
+        group = Dataset()
+        group.PlanePositionSequence = [Dataset()]
+        group.PlanePositionSequence[0].ImagePositionPatient = place["ImagePositionPatient"]
+        groups.append(group)
+        shared.PlaneOrientationSequence = [Dataset()]
+        orientation = place["ImageOrientationPatient"]
+        shared.PlaneOrientationSequence[0].ImageOrientationPatient = orientation
+        shared.PixelMeasuresSequence = [Dataset()]
+        shared.PixelMeasuresSequence[0].PixelSpacing = place["PixelSpacing"]
+    return file(
+        slices[order],
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=groups,
+        **elements,
+    )
+
+
 def _rle(frame: NDArray[Any], found: Dataset) -> bytes:
     return bytes(get_encoder(syntaxes.RLE).encode(frame, **_options(found)))
 

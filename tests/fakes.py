@@ -25,7 +25,7 @@ from stages.corpus.quarantine.ledger import RecordLocation, Row, write_quarantin
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
 from stages.corpus.splitting.leaks import as_json, count_leaks
-from stages.evaluate import shuffled_images
+from stages.generation.variants import shuffled_images
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.figures import CURVES
 from stages.scoring.blind_baseline import RULES, BlindBaseline, find_blind_baseline
@@ -220,7 +220,9 @@ def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFram
             dtype=object,
         )
         images = (
-            rows["image"].map(partner) if variant == "shuffled" else pd.Series("", index=rows.index)
+            rows["image"].map(lambda image: partner.get((image,), (None,))[0])
+            if variant == "shuffled"
+            else pd.Series("", index=rows.index)
         )
         there = images.notna() & done
         rows[f"{variant}_image"] = images.where(there, None)

@@ -1,6 +1,6 @@
 """Evaluation benchmark: questions per second of stage evaluate and of the published script.
 
-    python -m benchmarks.evaluate [--quick] [--json FILE]
+    python -m benchmarks.evaluate [--quick] [--images N] [--json FILE]
 
 Interleaved on the same weights, questions and images: Med-R1's loop (transformers' `generate`,
 batches of 64, at most 256 new tokens, every image encoded per question) and ours; also checks that
@@ -9,6 +9,10 @@ both give the same answers. Rows: a random model of Qwen2-VL's proportions, whos
 and 1, as in nearly all of OmniMedVQA's published test splits. Medians over the repeats and their
 ratio; then the cost of the two ablations, and the gain from removing ended rows from the batch. The
 full run takes 3 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
+
+With --images, every question is about N images, which stand before it in the order given, as many
+views of one phantom; "per image" then counts the questions about the same N. Without --model there
+are N times fewer questions.
 
 With --model and --profile, both answer in the precision and with the batch size, attention and
 threads of a profile in infra/profiles.
@@ -19,10 +23,12 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.command_line import build_parser, silence_libraries
+from stages.corpus.dataset.split_files import MAX_IMAGES
 
 _OF_SAMPLE: Final = 5
 """Questions per image: 1,469 about 305 in the embedded corpus' test splits (17,662 about 17,352 in
@@ -64,10 +70,11 @@ def main() -> None:
         for case in _cases(arguments):
             rows.append(compare(case, new_folder(), repeats, report))
         if not (arguments.quick or arguments.model):
-            no_think = Case(EMBEDDED, _IMAGES, _OF_SAMPLE)
+            images = max(_IMAGES // arguments.images, 2)
+            no_think = Case(EMBEDDED, images, _OF_SAMPLE, images_per_question=arguments.images)
             ablations = measure_ablations(no_think, new_folder(), repeats)
             # only think answers differ in length
-            think = Case(EMBEDDED, _IMAGES, _OF_SAMPLE, style="think")
+            think = replace(no_think, style="think")
             leaving = measure_compaction(think, new_folder(), repeats)
     first = rows[0]
     result: dict[str, Any] = {
@@ -105,6 +112,7 @@ def show(result: dict[str, Any]) -> None:
     table.add_column("model")
     for name in (
         "questions",
+        "images",
         "per image",
         "tokens",
         "published",
@@ -118,6 +126,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(
             row["model"],
             str(row["questions"]),
+            str(row["images_per_question"]),
             str(row["questions_per_image"]),
             f"{row['tokens']['median']:.0f}",
             f"{speeds['published']:.1f}",
@@ -153,6 +162,8 @@ def _setting(arguments: argparse.Namespace) -> dict[str, Any] | None:
     setting = evaluation_setting(profile_params(arguments.profile, _style(arguments)))
     if arguments.model != MODEL_OF.get(arguments.profile):
         setting |= {"source": arguments.model, "revision": None}
+    if arguments.images > 1:  # as no profile's: its forecasts are of questions about one image
+        setting |= {"images": arguments.images}
     return setting
 
 
@@ -165,10 +176,10 @@ def _cases(arguments: argparse.Namespace) -> list[Any]:
     from benchmarks.grpo_step.setting import profile_params
 
     if arguments.model:
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"images_per_question": arguments.images}
         if arguments.profile:
             params = profile_params(arguments.profile)
-            options = {
+            options |= {
                 "dtype": params.evaluate.dtype or params.base.dtype,
                 "attention": params.base.attention,
                 "threads": params.base.threads,
@@ -180,12 +191,13 @@ def _cases(arguments: argparse.Namespace) -> list[Any]:
             Case(arguments.model, -(-arguments.questions // each), each, answer, style, **options)
             for each in arguments.questions_per_image
         ]
-    images = _QUICK if arguments.quick else _IMAGES
+    # as many images in all, however many belong to a question
+    images = max((_QUICK if arguments.quick else _IMAGES) // arguments.images, 2)
     single = (2 if arguments.quick else 3) * images
     cases = []
     for model, answer in (("10m", _SHORT), (EMBEDDED, None)):
         cases += [Case(model, images, _OF_SAMPLE, answer), Case(model, single, 1, answer)]
-    return cases
+    return [replace(case, images_per_question=arguments.images) for case in cases]
 
 
 def _arguments() -> argparse.Namespace:
@@ -213,11 +225,20 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         help="with --model (default: 1, then 5)",
     )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"images per question, 1 to {MAX_IMAGES} (default: %(default)s)",
+    )
     parser.add_argument("--repeats", type=int, help="runs per loop (default: 3, with --quick 1)")
     arguments = parser.parse_args()
     for name in ("completions", "questions", "repeats"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more, not {value}")
+    if not 1 <= arguments.images <= MAX_IMAGES:
+        parser.error(f"--images must be 1 to {MAX_IMAGES}, not {arguments.images}")
     if arguments.profile and not arguments.model:
         parser.error("--profile needs --model, which need not be the profile's")
     if min(arguments.questions_per_image) < 1:

@@ -25,7 +25,8 @@ from stages.corpus.dataset.problems import format_problem
 from stages.corpus.sample import phantoms
 from stages.generation.batch_size import BatchSize
 from stages.generation.generate import answer_greedily
-from stages.generation.windows import BLANK, Key, Question, cut_windows
+from stages.generation.variants import REAL
+from stages.generation.windows import BLANK, Key, Question, Variant, cut_windows
 from stages.policy.attention import choose_attention
 from stages.policy.decoding import COMPACT_BELOW
 from stages.policy.loading import load_policy, load_processor
@@ -42,6 +43,7 @@ EMBEDDED: Final = "base"
 class Case:
     """A benchmark case; `answer`: tokens per answer, None lets the model end its answers.
 
+    With several `images_per_question`, `images` counts the sequences of so many that differ.
     `dtype`: None for bfloat16 on a GPU and float32 on a CPU; `threads`: None for torch's default.
     """
 
@@ -54,6 +56,7 @@ class Case:
     attention: str | Towers = "sdpa"
     threads: int | None = None
     batch_size: int | Literal["auto"] = "auto"
+    images_per_question: int = 1
 
     @property
     def max_new_tokens(self) -> int:
@@ -109,29 +112,30 @@ def make_questions(folder: Path, case: Case) -> list[Question]:
         phantom = phantoms.sample_phantom(rng)
         while len(phantom.attributes) < case.questions_per_image:
             phantom = phantoms.sample_phantom(rng)
-        path = folder / f"{number}.png"
-        phantoms.draw(phantom, (SIDE, SIDE), rng).save(path)
+        paths = []
+        for picture in range(case.images_per_question):
+            paths.append(str(folder / f"{number}-{picture}.png"))
+            phantoms.draw(phantom, (SIDE, SIDE), rng).save(paths[-1])
         kinds = phantom.attributes
         for kind in rng.choice(kinds, case.questions_per_image, replace=False):
             wordings = phantoms.QUESTIONS[kind]
             wording = wordings[rng.integers(len(wordings))]
             problem = format_problem(wording, phantoms.options_for(phantom, kind, rng))
             prompt = prompt_text(problem, case.style, "evaluate")
-            questions.append(Question(prompt, {"real": str(path)}))
+            questions.append(Question({REAL: Variant(prompt, tuple(paths))}))
     return questions
 
 
 def with_ablations(questions: Sequence[Question]) -> list[Question]:
-    """The same questions, also with a black image and with the next image."""
-    images = list(dict.fromkeys(each.own_image for each in questions))
+    """The same questions, also with black images and with those of the next."""
+    images = list(dict.fromkeys(each.own_images for each in questions))
     following = dict(zip(images, images[1:] + images[:1], strict=True))
-    return [
-        Question(
-            each.text,
-            {"real": each.own_image, "blank": BLANK, "shuffled": following[each.own_image]},
-        )
-        for each in questions
-    ]
+    ablated = []
+    for each in questions:
+        own = each.own_images
+        shown = {REAL: own, "blank": (BLANK,) * len(own), "shuffled": following[own]}
+        ablated.append(Question({name: Variant(each.text, paths) for name, paths in shown.items()}))
+    return ablated
 
 
 def answer(
@@ -191,9 +195,9 @@ def compare(
     medians = {name: median(each) for name, each in seconds.items()}
     lengths = [len(ids) for ids in published]
     differing = [
-        {"question": at, "margin": margin(bench, questions[at], ids, ours[at, "real"])}
+        {"question": at, "margin": margin(bench, questions[at], ids, ours[at, REAL])}
         for at, ids in enumerate(published)
-        if tuple(ids) != ours[at, "real"]
+        if tuple(ids) != ours[at, REAL]
     ]
     return {
         **asdict(replace(case, attention=str(case.attention))),
@@ -258,11 +262,12 @@ def margin(bench: Bench, question: Question, one: Sequence[int], other: Sequence
     if place is None:
         return math.inf
     text = bench.processor.apply_chat_template(
-        chat(question.text), tokenize=False, add_generation_prompt=True
+        chat(question.text, len(question.own_images)), tokenize=False, add_generation_prompt=True
     )
-    inputs = bench.processor(
-        text=[text], images=[open_image(question.own_image)], return_tensors="pt"
-    ).to(bench.untouched.device)
+    images = [open_image(path) for path in question.own_images]
+    inputs = bench.processor(text=[text], images=images, return_tensors="pt").to(
+        bench.untouched.device
+    )
     prefix = torch.tensor([list(one[:place])], dtype=torch.long, device=bench.untouched.device)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], prefix], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

@@ -1,4 +1,4 @@
-"""The loop of Med-R1's evaluation scripts: every question's image is processed separately."""
+"""The loop of Med-R1's evaluation scripts: every question's images are processed separately."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def answer_as_published(
         batch = questions[start : start + BATCH]
         texts = [
             processor.apply_chat_template(
-                chat(each.text), tokenize=False, add_generation_prompt=True
+                chat(each.text, len(each.own_images)), tokenize=False, add_generation_prompt=True
             )
             for each in batch
         ]
         # scales images to whole patches with Pillow, before the processor would with torchvision
         images, _ = process_vision_info(
-            [_with_image(each) for each in batch], image_patch_size=patch_size
+            [with_images(each) for each in batch], image_patch_size=patch_size
         )
         inputs = processor(
             text=texts, images=images, padding=True, padding_side="left", return_tensors="pt"
@@ -63,8 +63,12 @@ def answer_as_published(
     return completions
 
 
-def _with_image(question: Question) -> list[dict[str, Any]]:
-    """The chat with the question's own image."""
-    (turn,) = chat(question.text)
-    image, words = turn["content"]
-    return [{**turn, "content": [{**image, "image": open_image(question.own_image)}, words]}]
+def with_images(question: Question) -> list[dict[str, Any]]:
+    """The chat with the question's own images, opened."""
+    (turn,) = chat(question.text, len(question.own_images))
+    paths = iter(question.own_images)
+    content = [
+        {**part, "image": open_image(next(paths))} if part["type"] == "image" else part
+        for part in turn["content"]
+    ]
+    return [{**turn, "content": content}]

@@ -1,6 +1,6 @@
 """GRPO step benchmark: the gain from sharing the prompt, from PIL images to updated weights.
 
-    python -m benchmarks.grpo_step [--quick] [--json FILE] [--chart FILE]
+    python -m benchmarks.grpo_step [--quick] [--images N ...] [--json FILE] [--chart FILE]
 
 Interleaved on the same policy, reference, optimiser, questions and completion lengths: (a) G copies
 of the prompt, as in Med-R1, one prompt at a time; (b) stock TRL, in passes over as many prompts as
@@ -9,7 +9,8 @@ a model with random weights. Medians over the repeats and their ratios; seconds 
 memory. As a check that (c) is exact, the largest difference of its log-probabilities from (a), and
 the relative one of gradients. bfloat16 on a GPU, float32 on a CPU. End tokens are suppressed, so
 that all completions have the same length. The full run takes 15 minutes on 2 cores, --quick less
-than one. On a GPU: --model qwen2-vl-2b.
+than one. On a GPU: --model qwen2-vl-2b. With --images, questions about so many images each, of
+196 tokens: 1 2 4 8 measures one number after the other.
 
 With --profile, all three train as a profile in infra/profiles does: its precision, prompts, group,
 sampling, KL and threads, its images opened from files. Ours is also measured with drafts that
@@ -80,6 +81,9 @@ def _arguments() -> argparse.Namespace:
         "--completions", type=int, nargs="+", default=[10, 150], help="tokens per completion"
     )
     parser.add_argument(
+        "--images", type=int, nargs="+", default=[1], help="images of a question (default: 1)"
+    )
+    parser.add_argument(
         "--prompts",
         type=int,
         help="prompts per optimiser step (default: 8, with --quick 2, or as the profile)",
@@ -101,6 +105,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
     from benchmarks.grpo_step.measure import Plan
     from benchmarks.grpo_step.trainers import EXACT_SETTINGS
     from stages.core.yaml_files import load_yaml
+    from stages.corpus.dataset.split_files import MAX_IMAGES
 
     settings = (each.partition("=") for each in arguments.set)
     ours = {key: load_yaml(value, Path("--set")) for key, _, value in settings}
@@ -109,6 +114,8 @@ def _plan(arguments: argparse.Namespace) -> Any:
             f"error: --set takes {', '.join(EXACT_SETTINGS)}, which do not change the result, not"
             f" {', '.join(sorted(wrong))}"
         )
+    if not all(1 <= each <= MAX_IMAGES for each in arguments.images):
+        sys.exit(f"error: --images takes numbers from 1 to {MAX_IMAGES}")
     setting = _setting(arguments)
     if setting is not None and setting.profile is not None:
         return _profile_plan(arguments, setting, ours)
@@ -124,6 +131,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
         ours,
         setting,
         style=arguments.style or "no-think",
+        images=tuple(arguments.images),
     )
 
 
@@ -160,6 +168,7 @@ def _profile_plan(arguments: argparse.Namespace, setting: Any, ours: dict[str, A
         # only answers without thoughts are foreseen to their end
         drafted=setting.style == "no-think" and setting.uses_drafts,
         style=setting.style,
+        images=tuple(arguments.images),
     )
 
 

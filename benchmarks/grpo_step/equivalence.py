@@ -33,7 +33,7 @@ def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) 
     advantages = batch["advantages"].view(len(examples), theirs.group)
     max_difference = 0.0
     for number, example in enumerate(examples):
-        prompt = theirs.copies(example["prompt"][0]["content"], example["image"])
+        prompt = theirs.copies(example)
         (theirs.loss(prompt, groups[number], advantages[number]) / len(examples)).backward()
         rows = slice(number * theirs.group, (number + 1) * theirs.group)
         with torch.no_grad(), theirs.autocast():

@@ -83,17 +83,25 @@ def _image(vision: Any, width: int, side: int) -> float:
 
 
 def per_prompt(
-    way: Way, model: Costs, prompt: int, completion: int, group: int, nodes: int = 0
+    way: Way,
+    model: Costs,
+    prompt: int,
+    completion: int,
+    group: int,
+    nodes: int = 0,
+    images: int = 1,
 ) -> float:
     """FLOPs of a step for one prompt: `prompt` tokens, `group` completions of `completion` tokens.
 
-    `shared` counts our engine without drafts: the prompt pass of the rollout also serves the loss;
-    the reference has its own prompt pass, tower included; the last layer runs only for tokens that
-    predict one. `drafted` counts completions that end in a trie of `nodes`: one pass over prompt
-    and trie is rollout and forward, and the reference is that of `shared`.
+    The tokens of the prompt's `images` are among its own. `shared` counts our engine without
+    drafts: the prompt pass of the rollout also serves the loss; the reference has its own prompt
+    pass, tower included; the last layer runs only for tokens that predict one. `drafted` counts
+    completions that end in a trie of `nodes`: one pass over prompt and trie is rollout and forward,
+    and the reference is that of `shared`.
     """
     completions = group * model.text(completion, behind=prompt, logits=completion)
-    prompt_pass = model.image + model.text(prompt, logits=1) - (prompt - 1) * model.top
+    tower = images * model.image
+    prompt_pass = tower + model.text(prompt, logits=1) - (prompt - 1) * model.top
     if way == "drafted":
         drafted = prompt_pass + model.text(nodes, behind=prompt, logits=nodes)
         return 3 * drafted + prompt_pass + completions
@@ -103,8 +111,8 @@ def per_prompt(
         return prompt_pass + completions + completions + 2 * forward + prompt_pass + completions
     every_position = way == "g_copies"
     length = prompt + completion
-    prefill = model.image + model.text(prompt, logits=prompt if every_position else 1)
-    row = model.image + model.text(length, logits=length if every_position else completion)
+    prefill = tower + model.text(prompt, logits=prompt if every_position else 1)
+    row = tower + model.text(length, logits=length if every_position else completion)
     # rollout; then policy forward, backward (twice) and reference over whole rows
     return group * prefill + completions + group * 4 * row
 

@@ -2,10 +2,10 @@
 
 Source: Corleno/Med-R1, open_r1/trainer/grpo_trainer.py (arXiv 2503.13939). One prompt at a time
 (its per-device batch of 1); gradients accumulate over the prompts of an optimiser step. The
-processor runs once per prompt; everything else runs on G copies: generation with G images through
-the tower, the policy over G rows of prompt and completion, and a separate reference likewise.
-Logits are computed for the full vocabulary at every position, in the prefill too (as in the
-Qwen2-VL of the transformers it pins), and in float32 (as accelerate returns them);
+processor runs once per prompt; everything else runs on G copies: generation with the images of G
+prompts through the tower, the policy over G rows of prompt and completion, and a separate reference
+likewise. Logits are computed for the full vocabulary at every position, in the prefill too (as in
+the Qwen2-VL of the transformers it pins), and in float32 (as accelerate returns them);
 log-probabilities row by row. Loss: mean over completions of the mean over tokens of advantage and
 beta * KL (k3), without clipping.
 """
@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from trl.data_utils import prepare_multimodal_messages
 
 from benchmarks.grpo_step.clock import Clock
 from benchmarks.grpo_step.models import reward
 from benchmarks.grpo_step.setting import BETA
+from stages.grpo.batch import images_of
 from stages.policy.vision_attention import batch_images
-from stages.prompts.styles import chat
 
 
 def embed_patches_by_convolution(policy: Any) -> None:
@@ -79,21 +80,21 @@ class GCopies:
             batch_images(policy, False)
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
-        """Sample, score and accumulate gradients of a step; examples: {"prompt": chat, "image"}."""
+        """Sample, score and accumulate gradients of a step; examples as of `train_dataset`."""
         self.choose_tower()
         for example in examples:
-            prompt = self.copies(example["prompt"][0]["content"], example["image"])
+            prompt = self.copies(example)
             completions = self.sample(prompt)
             loss = self.loss(prompt, completions, advantages(completions))
             with self.clock.part("backward"):
                 (loss / len(examples)).backward()
 
-    def copies(self, words: str, image: Any) -> Copies:
-        """Process one prompt and its image, then repeat the result G times."""
-        text = self.processor.apply_chat_template(
-            chat(words), add_generation_prompt=True, tokenize=False
-        )
-        fields = self.processor(text=[text], images=[image], return_tensors="pt").to(
+    def copies(self, example: dict[str, Any]) -> Copies:
+        """Process one prompt and its images, then repeat the result G times."""
+        images = images_of(example)
+        chat = prepare_multimodal_messages(example["prompt"], images=images)
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        fields = self.processor(text=[text], images=images, return_tensors="pt").to(
             self.policy.device
         )
         copies = {
@@ -104,7 +105,7 @@ class GCopies:
 
     @torch.no_grad()
     def sample(self, prompt: Copies) -> Tensor:
-        """Completions (G, C), with G images through the tower.
+        """Completions (G, C), with G times the images through the tower.
 
         transformers 4.57 copies them for `num_return_sequences` too.
         """

@@ -39,7 +39,7 @@ class Plan:
     """Measurement plan: group sizes x completion lengths, repeats, prompts, settings of ours.
 
     `setting`: None for the benchmark's own; `passes`: in which ours computes a step; `drafted`:
-    measure ours with drafts, too.
+    measure ours with drafts, too; `images`: of each question, one number after the other.
     """
 
     model: str
@@ -52,6 +52,7 @@ class Plan:
     passes: int = 1
     drafted: bool = False
     style: Style = "no-think"
+    images: tuple[int, ...] = (1,)
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -79,8 +80,7 @@ class Bench:
         self.reference = self._build_policy(seed=1).eval().requires_grad_(False)
         add_fused_lm_head(self.reference)  # as TRL does with a reference that it loads
         self.processor = build_processor(self.clock)
-        self.dataset = train_dataset(question_rows(folder, plan.prompts), plan.style)
-        self.examples = [self.dataset[index] for index in range(plan.prompts)]
+        self.ask_about(plan.images[0])
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
         )
@@ -89,6 +89,13 @@ class Bench:
         setting = self.setting
         shape = SHAPES[self.plan.model]
         return build_policy(shape, self.device, seed, setting.dtype, setting.attention_by_part)
+
+    def ask_about(self, images: int) -> None:
+        """Let all questions have so many images from now on."""
+        self.images = images
+        rows = question_rows(self.folder, self.plan.prompts, images)
+        self.dataset = train_dataset(rows, self.plan.style)
+        self.examples = [self.dataset[index] for index in range(self.plan.prompts)]
 
     def steps(self, group: int, completion: int) -> dict[Way, GCopies | TrainerStep]:
         """The implementations of the plan, in order."""
@@ -180,9 +187,11 @@ class Bench:
         """One whole step."""
         if self.setting.from_files:
             with self.clock.part("images"):
-                paths = self.dataset.with_format(None)["image"]
-                for example, path in zip(self.examples, paths, strict=True):
-                    example["image"] = open_image(path)
+                for example in self.examples:
+                    if "image" in example:
+                        example["image"] = open_image(example["image_path"])
+                    else:
+                        example["images"] = [open_image(path) for path in example["image_paths"]]
         step.backward(self.examples)
         self.update()
 
@@ -198,10 +207,7 @@ class Bench:
         copies = GCopies(
             self.policy, self.reference, self.processor, GenerationConfig(), 1, self.clock
         )
-        lengths = [
-            copies.copies(example["prompt"][0]["content"], example["image"]).tokens
-            for example in self.examples
-        ]
+        lengths = [copies.copies(example).tokens for example in self.examples]
         return sum(lengths) / len(lengths)
 
 
@@ -235,7 +241,10 @@ def measure(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
             "repeats": plan.repeats,
             "ours": plan.ours,
         }
-        rows = [_row(setup, group, completion, rate, report) for group, completion in plan.cells()]
+        rows = []
+        for images in plan.images:
+            setup.ask_about(images)
+            rows += [_row(setup, *cell, rate, report) for cell in plan.cells()]
     return {"rows": rows, **properties}
 
 
@@ -260,7 +269,8 @@ def _row(
                 "total": max(memory[way]["total"], peak.total),
             }
         progress = ", ".join(f"{way} {times[way][-1]['step']:.2f} s" for way in ways)
-        report(f"G={group} C={completion}, {repeat + 1} of {plan.repeats}: {progress}")
+        cell = f"G={group} C={completion} images={setup.images}"
+        report(f"{cell}, {repeat + 1} of {plan.repeats}: {progress}")
     seconds = {
         way: {part: median(run[part] for run in times[way]) for part in ("step", *PARTS)}
         for way in ways
@@ -268,9 +278,8 @@ def _row(
     model = costs(setup.policy.config)
     prompt = round(setup.prompt_tokens())
     nodes = steps["drafted"].nodes if plan.drafted else 0
-    flops = {
-        way: plan.prompts * per_prompt(way, model, prompt, completion, group, nodes) for way in ways
-    }
+    sizes = (prompt, completion, group, nodes, setup.images)
+    flops = {way: plan.prompts * per_prompt(way, model, *sizes) for way in ways}
     details: dict[str, Any] = {}
     if setup.setting.profile is not None:
         details["kernels"] = {way: _trace(setup, steps[way]) for way in ways}
@@ -280,6 +289,8 @@ def _row(
         "model": plan.model,
         "group_size": group,
         "completion_tokens": completion,
+        "images": setup.images,
+        "prompt_tokens": prompt,
         "trl_prompts_per_pass": steps["trl"].prompts_per_pass,
         **figures(seconds, flops, plan.prompts, group * completion, rate),
         **differences,

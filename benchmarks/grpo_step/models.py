@@ -206,16 +206,17 @@ def build_processor(clock: Clock) -> TimedProcessor:
     return processor
 
 
-def question_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Questions in the format of stage train, each with its own image, written to `folder`."""
+def question_rows(folder: Path, count: int, images: int = 1) -> list[dict[str, Any]]:
+    """Questions in the format of stage train, each with images of its own, written to `folder`."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(count):
-        path = folder / f"{number}.png"
-        phantoms.draw(phantoms.sample_phantom(rng), (SIDE, SIDE), rng).save(path)
+        paths = [folder / f"{number}-{which}-of-{images}.png" for which in range(images)]
+        for path in paths:
+            phantoms.draw(phantoms.sample_phantom(rng), (SIDE, SIDE), rng).save(path)
         rows.append(
             {
-                "image": str(path),
+                "images": [str(path) for path in paths],
                 "problem": PROBLEMS[number % len(PROBLEMS)],
                 "gold": "A",
                 "options": ["Yes", "No"],

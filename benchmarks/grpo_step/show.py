@@ -28,7 +28,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(
         f"{result['rows'][0]['model']}: {result['parameters'] / 1e6:,.1f}M parameters,"
         f" {_precision(result)}, on {result['device']} ({result['threads']} threads);"
-        f" {result['prompts_per_step']} prompts of {result['prompt_tokens']:.0f} tokens per step,"
+        f" {result['prompts_per_step']} prompts per step,"
         f" medians of {result['repeats']}; peak {result['peak_flops_per_second'] / 1e12:.3g}"
         f" TFLOP/s: {result['peak_source']}"
     )
@@ -55,6 +55,8 @@ def above_bounds(row: dict[str, Any]) -> list[str]:
         if way not in ("g_copies", "trl") or row[f"speedup_vs_{way}"] <= row[f"bound_vs_{way}"]:
             continue
         cell = f"G={row['group_size']} C={row['completion_tokens']}"
+        if row["images"] > 1:
+            cell += f", {row['images']} images"
         texts.append(
             f"{cell}: {row[f'speedup_vs_{way}']:.2f}x is above the ratio of FLOPs,"
             f" {row[f'bound_vs_{way}']:.2f}, as {name} reaches {row['mfu'][way]:.0%} of the peak"
@@ -66,7 +68,7 @@ def above_bounds(row: dict[str, Any]) -> list[str]:
 
 def _steps(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Seconds per step, by part")
-    for name in ("G", "C", "way"):
+    for name in ("images", "tokens", "G", "C", "way"):
         table.add_column(name)
     for name in ("step", *PARTS, "ms/prompt", "tokens/s", "MFU", "peak memory", "matrix"):
         table.add_column(name, justify="right")
@@ -76,6 +78,8 @@ def _steps(rows: list[dict[str, Any]]) -> Table:
             seconds = row["seconds"][way]
             last = way == ways[-1]
             table.add_row(
+                str(row["images"]),
+                str(row["prompt_tokens"]),
                 str(row["group_size"]),
                 str(row["completion_tokens"]),
                 NAMES[way],
@@ -94,6 +98,7 @@ def _steps(rows: list[dict[str, Any]]) -> Table:
 def _ratios(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Speedup of ours; in brackets the ratio of FLOPs")
     for name in (
+        "images",
         "G",
         "C",
         "over G copies",
@@ -107,6 +112,7 @@ def _ratios(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         largest = row["largest_in_ours"]
         table.add_row(
+            str(row["images"]),
             str(row["group_size"]),
             str(row["completion_tokens"]),
             f"{row['speedup_vs_g_copies']:.2f}x ({row['bound_vs_g_copies']:.1f})",
@@ -155,7 +161,7 @@ def save_chart(path: Path, result: dict[str, Any]) -> None:
         for panel, length in zip(panels, lengths, strict=True):
             here = sorted(
                 (row for row in rows if row["completion_tokens"] == length),
-                key=lambda row: int(row["group_size"]),
+                key=lambda row: (row["images"], row["group_size"]),
             )
             at = np.arange(len(here))
             for number, way in enumerate(COMPARED):
@@ -172,7 +178,7 @@ def save_chart(path: Path, result: dict[str, Any]) -> None:
             panel.set(
                 title=f"{length} tokens a completion", xlabel="completions a prompt (G)", xticks=at
             )
-            panel.set_xticklabels([str(row["group_size"]) for row in here])
+            panel.set_xticklabels(map(_label, here))
             panel.margins(y=0.16)
             panel.grid(axis="y", color="#e6e2d8", linewidth=0.7)
             panel.set_axisbelow(True)
@@ -185,6 +191,12 @@ def save_chart(path: Path, result: dict[str, Any]) -> None:
             format="png",
             metadata={"Software": None, "provenance": json.dumps(result["provenance"])},
         )
+
+
+def _label(row: dict[str, Any]) -> str:
+    """The group size, and the images of a question if there are several."""
+    images = f"\n{row['images']} images" if row["images"] > 1 else ""
+    return f"{row['group_size']}{images}"
 
 
 def _seconds(value: float) -> str:

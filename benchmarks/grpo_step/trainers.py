@@ -44,6 +44,8 @@ def settings(grpo: Grpo, group: int, completion: int, prompts: int, **changes: A
     sizes = {
         "num_generations": group,
         "max_completion_length": completion,
+        # as many tokens as the images have: the context of the models is 32,768
+        "max_prompt_length": 2**15,
         "prompts_per_device": prompts,
         "gradient_accumulation_steps": 1,
         "max_steps": 1,

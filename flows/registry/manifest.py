@@ -190,6 +190,9 @@ def _diff(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
 
 
 def _question_hash(record: Record) -> str:
-    """Hash of a question's content: text, options, answer, type and image."""
-    parts = [record.question, *record.options, record.gold, record.question_type, record.image_path]
+    """Hash of a question's content: text, options, answer, type, images, and context if any."""
+    parts = [record.question, *record.options, record.gold, record.question_type]
+    parts += [*record.image_paths, *map(str, record.slices)]
+    if record.context is not None:
+        parts.append(f"context: {record.context}")
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGITS]

@@ -58,11 +58,6 @@ def images(modality: str) -> Path:
     return DATA / "images" / modality
 
 
-def frames(modality: str) -> Path:
-    """All frames of a modality's multi-frame DICOM images (stage resize); kept for later use."""
-    return DATA / "frames" / modality
-
-
 def records(modality: str) -> Path:
     """Records of one modality with decodable images, one per line, with metadata (stage resize)."""
     return DATA / "records" / f"{modality}.jsonl"

@@ -32,6 +32,7 @@ from stages.core.settings.data import (
     Quarantine,
     Resize,
     Splits,
+    Volume,
 )
 from stages.core.settings.group import SettingsGroup
 from stages.core.settings.learning import (
@@ -76,6 +77,7 @@ __all__ = [
     "Splits",
     "Towers",
     "Tracking",
+    "Volume",
     "check_params",
     "explain",
     "load_params",
@@ -118,6 +120,7 @@ class Params(SettingsGroup):
     cache: Cache
     tracking: Tracking
     dicom: Dicom
+    volume: Volume
     splits: Splits
     matrix: Matrix
     data_tests: DataTests

@@ -21,7 +21,7 @@ from typing import Final
 from stages.core.errors import InputError
 from stages.corpus.dataset.image_store import identity
 from stages.generation.generate import Answers, Completion
-from stages.generation.windows import BLANK, Key, Question, Window
+from stages.generation.windows import BLANK, Key, Question, Variant, Window, shown_by
 
 _INCOMPLETE: Final = ".incomplete"
 _ABANDONED_SECONDS: Final = 3600.0
@@ -34,13 +34,24 @@ def window_key(policy_key: str, questions: Sequence[Question], window: Window) -
     image that is missing.
     """
     content: list[object] = [policy_key]
+    identities = {BLANK: BLANK}
     for index in window:
-        images = {
-            variant: path if path == BLANK else identity(path)
-            for variant, path in questions[index].images.items()
-        }
-        content.append([questions[index].text, images])
+        variants = []
+        for name, variant in questions[index].variants.items():
+            for path in variant.images:
+                if path not in identities:
+                    identities[path] = _identity(path, variant)
+            images = [identities[path] for path in variant.images]
+            variants.append([name, variant.text, images])
+        content.append(variants)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _identity(path: str, variant: Variant) -> str:
+    try:
+        return identity(path)
+    except InputError as error:
+        raise shown_by(variant, error) from error
 
 
 class AnswerCache:

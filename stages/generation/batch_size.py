@@ -66,9 +66,9 @@ class BatchSize:
         if self.rows == 1:
             raise InputError(
                 f"out of GPU memory with one answer at a time ({cause}): lower"
-                " evaluate.max_new_tokens or base.max_pixels, or free the GPU (`nvidia-smi` shows"
-                " what else is on it), and re-run the same command to resume: finished answers are"
-                " saved"
+                " evaluate.max_new_tokens or base.max_pixels, give questions about many images"
+                " fewer of them, or free the GPU (`nvidia-smi` shows what else is on it), and"
+                " re-run the same command to resume: finished answers are saved"
             ) from error
         self.rows //= 2
 

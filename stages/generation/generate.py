@@ -1,9 +1,10 @@
-"""Greedy answers to many questions, each about one image or several variants of it.
+"""Greedy answers to many questions, each in several variants of its images and words.
 
-The image stands before the question, so its keys and values do not depend on the question: they are
-computed once per window of neighbouring questions, however many questions and variants use it. Each
-row then adds its own question and its answer. The rows of a window are batched by length, longest
-first, so there is almost no padding.
+The images stand before the question, so their keys and values do not depend on it: each distinct
+sequence of images is computed once per window of neighbouring questions, however many questions and
+variants use it. Each row then adds its own question and its answer. The rows of a window are
+batched by length, longest first, so there is almost no padding; rows whose numbers of images differ
+much (`size_class`) share no batch.
 
 Batches follow from the window and the batch size alone: on a CPU, answers that were interrupted,
 split over processes or taken from an earlier evaluation are bit-identical to those of one run.
@@ -12,7 +13,8 @@ Another batch size changes the order in which sums are rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -22,19 +24,25 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from stages.core.errors import InputError
 from stages.generation.batch_size import BatchSize
+from stages.generation.chat_tokens import ChatTokens, tokenize_chats
 from stages.generation.image_loader import ProcessedImage, load_images, process_image
 from stages.generation.image_prefill import Prefixes, prefill_images
 from stages.generation.separate_rows import SeparateRows
-from stages.generation.windows import BLANK, Key, Question, Window
+from stages.generation.window_images import (
+    Row,
+    Shown,
+    WindowImages,
+    group_rows,
+    paths_in_order,
+)
+from stages.generation.windows import Key, Question, Window, size_class
 from stages.policy.decoding import COMPACT_BELOW, Decoder, Sampling, decode
 from stages.policy.kv_cache import PreallocatedLayer
 from stages.policy.last_layer import narrow_last_layer
 from stages.policy.loading import vision_token_ids
 from stages.policy.masks import additive
 from stages.policy.vision_features import embed_patches_by_product
-from stages.prompts.styles import chat
 
 
 @dataclass(frozen=True)
@@ -54,15 +62,17 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One variant of a question: index of its prefix in `Prefixes`, and the token ids after it.
+class _Prompt:
+    """A row to answer: index of its prefix in `Prefixes`, and its token ids.
 
-    The suffix is the question and the end of the chat template.
+    `suffix`: the question and the end of the chat template; `kinds`: each token of the whole prompt
+    at least once.
     """
 
     key: Key
     prefix_index: int
     suffix: list[int]
+    kinds: list[int]
 
 
 def answer_greedily(
@@ -86,58 +96,12 @@ def answer_greedily(
     """
     policy.eval()
     embed_patches_by_product(policy)
-    paths = [_image_paths(questions, window) for window in windows]
+    groups = [group_rows(questions, window) for window in windows]
     answerer = _Answerer(policy, processor, max_new_tokens, batch_size, compact_below)
-    all_paths = list(chain.from_iterable(paths))
-    with load_images(processor, policy.dtype, all_paths, loader_threads) as stream:
-        for window, window_paths in zip(windows, paths, strict=True):
-            yield answerer.answer(questions, window, window_paths, stream)
-
-
-def _image_paths(questions: Sequence[Question], window: Window) -> list[str]:
-    """The distinct images that the questions of a window need, in order."""
-    paths: dict[str, None] = {}
-    for index in window:
-        paths |= dict.fromkeys(questions[index].images.values())
-    paths.pop(BLANK, None)
-    return list(paths)
-
-
-class _WindowImages:
-    """Images of a window, numbered as they are iterated over: those at its paths, then black ones.
-
-    There is one black image per size that a blank variant needs. Takes `len(paths)` images from
-    `stream`, which continues with the next window.
-    """
-
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        paths: Sequence[str],
-        stream: Iterator[ProcessedImage],
-        black_image: Callable[[tuple[int, int]], ProcessedImage],
-    ) -> None:
-        self._questions = questions
-        self._paths = paths
-        self._stream = stream
-        self._black_image = black_image
-        self._numbers: dict[str | tuple[int, int], int] = {}  # by path; black ones by size
-        self._sizes: dict[str, tuple[int, int]] = {}
-
-    def __iter__(self) -> Iterator[ProcessedImage]:
-        # paths come first: zip must end before it takes the next window's first image
-        for path, image in zip(self._paths, self._stream, strict=False):
-            self._numbers[path] = len(self._numbers)
-            self._sizes[path] = image.size
-            yield image
-        for question in self._questions:
-            size = self._sizes[question.own_image]
-            if BLANK in question.images.values() and size not in self._numbers:
-                self._numbers[size] = len(self._numbers)
-                yield self._black_image(size)
-
-    def number(self, question: Question, path: str) -> int:
-        return self._numbers[self._sizes[question.own_image] if path == BLANK else path]
+    paths = list(chain.from_iterable(map(paths_in_order, groups)))
+    with load_images(processor, policy.dtype, paths, loader_threads) as stream:
+        for window_groups in groups:
+            yield answerer.answer(window_groups, stream)
 
 
 class _Answerer:
@@ -152,7 +116,9 @@ class _Answerer:
         self._policy = policy
         self._processor = processor
         self._max_new_tokens = max_new_tokens
-        self._batch_size = batch_size
+        # what fits is found for each number of images (`size_class`) by itself
+        self._untried = copy(batch_size)
+        self._batch_sizes = {0: batch_size}
         self._compact_below = compact_below
         eos = policy.generation_config.eos_token_id
         self._sampling = Sampling(
@@ -165,57 +131,75 @@ class _Answerer:
         )
 
     @torch.inference_mode()
-    def answer(
-        self,
-        questions: Sequence[Question],
-        window: Window,
-        paths: Sequence[str],
-        stream: Iterator[ProcessedImage],
-    ) -> Answers:
-        """Answer one window, whose images come next in the stream."""
-        own = [questions[index] for index in window]
-        head, suffixes = self._tokenize(own)
-        images = _WindowImages(own, paths, stream, self._black_image)
-        prefixes = prefill_images(self._policy, self._processor, head, suffixes[0][0], images)
-        rows = []
-        for index, question, ids in zip(window, own, suffixes, strict=True):
-            for variant, path in question.images.items():
-                rows.append(_Row((index, variant), images.number(question, path), ids))
-        # longest first: little padding, and a batch that does not fit in memory fails at once
-        rows.sort(key=lambda row: (-prefixes.lengths[row.prefix_index], -len(row.suffix)))
-        self._batch_size.estimate(
-            self._policy, max(prefixes.lengths), max(map(len, suffixes)), self._max_new_tokens
+    def answer(self, groups: Sequence[Sequence[Row]], stream: Iterator[ProcessedImage]) -> Answers:
+        """Answer one window (`group_rows`), whose images come next in the stream."""
+        chats = tokenize_chats(
+            self._processor, [row.variant for row in chain.from_iterable(groups)]
         )
-        return self._answer_rows(head, prefixes, rows)
+        images = WindowImages(groups, stream, self._black_image)
+        completions: dict[Key, Completion] = {}
+        sizes: set[int] = set()
+        for rows in groups:
+            answers = self._answer_group(rows, images, chats)
+            completions |= answers.completions
+            sizes.update(answers.batch_sizes)
+        return Answers(completions, sorted(sizes))
 
-    def _answer_rows(
-        self, head: Sequence[int], prefixes: Prefixes, rows: Sequence[_Row]
+    def _answer_group(
+        self, rows: Sequence[Row], images: WindowImages, chats: ChatTokens
     ) -> Answers:
-        """Answer rows in batches, whose size is halved where one does not fit in memory."""
+        """Answer rows of one size class."""
+        indices: dict[Shown, int] = {}
+
+        def sequences() -> Iterator[list[ProcessedImage]]:
+            for shown, sequence in images.sequences(rows):
+                indices[shown] = len(indices)
+                yield sequence
+
+        follower = chats.suffix(rows[0].variant)[0]
+        prefixes = prefill_images(self._policy, self._processor, chats, follower, sequences())
+        prompts = [self._prompt(row, indices[images.shown(row)], chats) for row in rows]
+        # longest first: little padding, and a batch that does not fit in memory fails at once
+        prompts.sort(key=lambda each: (-prefixes.lengths[each.prefix_index], -len(each.suffix)))
+        group = size_class(rows[0].variant.images)
+        batch_size = self._batch_sizes.setdefault(group, copy(self._untried))
+        batch_size.estimate(
+            self._policy,
+            max(prefixes.lengths),
+            max(len(each.suffix) for each in prompts),
+            self._max_new_tokens,
+        )
+        return self._answer_prompts(prefixes, prompts, batch_size)
+
+    def _prompt(self, row: Row, prefix_index: int, chats: ChatTokens) -> _Prompt:
+        suffix = chats.suffix(row.variant)
+        image = [self._processor.image_token_id]
+        before = chats.with_images([image] * len(row.variant.images))
+        return _Prompt(row.key, prefix_index, suffix, [*before, *suffix])
+
+    def _answer_prompts(
+        self, prefixes: Prefixes, prompts: Sequence[_Prompt], batch_size: BatchSize
+    ) -> Answers:
+        """Answer prompts in batches, whose size is halved where one does not fit in memory."""
         completions: dict[Key, Completion] = {}
         sizes = set()
-        while len(completions) < len(rows):
-            size = self._batch_size.rows
-            batch = rows[len(completions) : len(completions) + size]
+        while len(completions) < len(prompts):
+            size = batch_size.rows
+            batch = prompts[len(completions) : len(completions) + size]
             try:
-                answers = self._complete(head, prefixes, batch)
+                answers = self._complete(prefixes, batch)
             except torch.OutOfMemoryError as error:
                 # the frames of its traceback hold the tensors that took the memory
-                self._batch_size.halve(error.with_traceback(None))
+                batch_size.halve(error.with_traceback(None))
             else:
-                completions |= dict(zip((row.key for row in batch), answers, strict=True))
+                completions |= dict(zip((each.key for each in batch), answers, strict=True))
                 sizes.add(size)
                 continue
             torch.cuda.empty_cache()
         return Answers(completions, sorted(sizes))
 
-    def _complete(
-        self, head: Sequence[int], prefixes: Prefixes, rows: Sequence[_Row]
-    ) -> list[Completion]:
-        """Complete B rows, whose prefixes take P columns and whose suffixes take W.
-
-        `head`: the token ids before the image, which all prefixes share.
-        """
+    def _complete(self, prefixes: Prefixes, rows: Sequence[_Prompt]) -> list[Completion]:
+        """Complete B rows, whose prefixes take P columns and whose suffixes take W."""
         device = self._policy.device
         selected = torch.tensor([row.prefix_index for row in rows], device=device)  # (B,) of the U
         prefix_lengths = [prefixes.lengths[row.prefix_index] for row in rows]
@@ -269,7 +253,7 @@ class _Answerer:
             first_positions + lengths,
             self._max_new_tokens,
         )
-        completion_ids = self._decode(decoder, logits, self._prompt_ids(head, rows))
+        completion_ids = self._decode(decoder, logits, self._prompt_ids(rows))
         texts = self._processor.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         return [
             Completion(text, tuple(ids)) for text, ids in zip(texts, completion_ids, strict=True)
@@ -286,46 +270,15 @@ class _Answerer:
         )
         return completions
 
-    def _prompt_ids(self, head: Sequence[int], rows: Sequence[_Row]) -> Tensor:
-        """The tokens of the prompts (B, L), each kind once, for the repetition penalty."""
-        image_token = self._processor.image_token_id
-        ids = [[*head, image_token, *row.suffix] for row in rows]
-        longest = max(map(len, ids))
+    def _prompt_ids(self, rows: Sequence[_Prompt]) -> Tensor:
+        """The tokens of the prompts (B, L), for the repetition penalty."""
+        longest = max(len(row.kinds) for row in rows)
         # padded with a token of the row: one that stands there twice is penalised once
-        padded = [[*each, *repeat(each[0], longest - len(each))] for each in ids]
+        padded = [[*row.kinds, *repeat(row.kinds[0], longest - len(row.kinds))] for row in rows]
         return torch.tensor(padded, device=self._policy.device)
 
     def _black_image(self, size: tuple[int, int]) -> ProcessedImage:
         return process_image(self._processor, Image.new("RGB", size), self._policy.dtype)
-
-    def _tokenize(self, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
-        """Token ids before the image, the same for all questions, and those after it, for each."""
-        texts = [
-            self._processor.apply_chat_template(
-                chat(question.text), add_generation_prompt=True, tokenize=False
-            )
-            for question in questions
-        ]
-        image_token = self._processor.image_token_id
-        heads = []
-        suffixes = []
-        all_ids = self._processor.tokenizer(texts)["input_ids"]
-        for question, ids in zip(questions, all_ids, strict=True):
-            count = ids.count(image_token)
-            if count != 1:
-                raise InputError(
-                    f"the question {question.text[:80]!r} has {count} image tokens, expected 1:"
-                    f" remove {self._processor.image_token} from its text"
-                )
-            at = ids.index(image_token)
-            heads.append(ids[:at])
-            suffixes.append(ids[at + 1 :])
-        if any(head != heads[0] for head in heads):
-            raise InputError(
-                "the model's chat template puts words of the question before the image, which is"
-                " not supported: the image must come first"
-            )
-        return heads[0], suffixes
 
 
 def _right_aligned(lengths: Iterable[int], width: int, device: torch.device) -> Tensor:

@@ -316,6 +316,12 @@ def describe_needs(
     estimate = needs(params, profile.model, profile.scale, name, measured)
     parts = _format_parts(estimate.memory)
     yield f"GPU memory: about {format_bytes(estimate.bytes)} per training: {parts}"
+    if estimate.images.most > 1:
+        mean, most = estimate.images
+        yield (
+            f"images: {mean:.3g} a question on average, for the hours, and {most} at most, for the"
+            " memory"
+        )
     hours = estimate.training + estimate.evaluation
     if estimate.gpu in name:
         count = len(machine.gpus)

@@ -54,6 +54,13 @@ class Measured:
     pass_seconds: float | None = None
     questions_per_second: float | None = None
 
+    def of_images(self, mean: float) -> Measured:
+        """The rates that hold for questions with so many images on average.
+
+        Steps and answers are measured with one. A pass that samples a token has no image.
+        """
+        return self if mean == 1 else Measured(pass_seconds=self.pass_seconds)
+
 
 def training_setting(params: Params) -> dict[str, Any]:
     """The settings that decide how long an optimiser step takes, as JSON."""

@@ -15,12 +15,14 @@ from stages.core import layout
 from stages.core.params import Params
 from stages.profiles.measured import Measured
 from stages.profiles.schema import Model, Profile, Scale
+from stages.profiles.shown import ONE, Images, prompt_activations
 from stages.profiles.times import (
     PEAKS,
     REFERENCE,
     Parts,
     evaluation_parts,
     known_gpu,
+    shown_images,
     state_bytes,
     to_hours,
     trained_parameters,
@@ -50,7 +52,8 @@ class Needs:
     """What trainings and evaluations need.
 
     `memory`: bytes of GPU memory by purpose; `training_parts`, `evaluation_parts`: hours of one GPU
-    by what takes them; `gpu`: the key of PEAKS that they are for; `measured`: the rates among them.
+    by what takes them; `gpu`: the key of PEAKS that they are for; `measured`: the rates among them;
+    `images`: of a question.
     """
 
     memory: dict[str, int]
@@ -58,6 +61,7 @@ class Needs:
     evaluation_parts: Parts
     gpu: str
     measured: Measured
+    images: Images = ONE
 
     @property
     def bytes(self) -> int:
@@ -84,29 +88,35 @@ def needs(
 ) -> Needs:
     """GPU time and memory to train and test all checkpoints on GPUs of this name.
 
-    A GPU missing from `PEAKS` is treated as `REFERENCE`. `measured`: rates of this GPU.
+    A GPU missing from `PEAKS` is treated as `REFERENCE`. `measured`: rates of this GPU, which are
+    used as far as they hold for as many images a question.
     """
     known = known_gpu(gpu)
-    rates = measured or Measured()
+    images = shown_images(params, scale)
+    rates = (measured or Measured()).of_images(images.mean)
     arguments = (params, model, scale, PEAKS[known], rates)
     return Needs(
-        memory(params, model),
+        memory(params, model, images.most),
         to_hours(training_parts(*arguments)),
         to_hours(evaluation_parts(*arguments)),
         known,
         rates,
+        images,
     )
 
 
-def memory(params: Params, model: Model) -> dict[str, int]:
-    """Peak bytes of GPU memory of a training on one GPU, by purpose."""
+def memory(params: Params, model: Model, images: int = ONE.most) -> dict[str, int]:
+    """Peak bytes of GPU memory of a training on one GPU, by purpose.
+
+    `images`: of a question at most. All questions of a step may have as many.
+    """
     grpo = params.grpo
     weight_bytes = weight_size(params)
     trained = trained_parameters(params, model)
     prompt_copies = grpo.num_generations if grpo.engine == "trl" else 1
     completion_tokens = grpo.num_generations * grpo.max_completion_length
     # activations per prompt that are stored for the backward pass, in 10^6 bytes
-    prompt_mb = prompt_copies * model.prompt_mb
+    prompt_mb = prompt_copies * prompt_activations(model, images)
     completion_mb = completion_tokens * model.token_mb
     if grpo.gradient_checkpointing:  # one layer is recomputed while the next is stored
         activations_mb = (prompt_mb + completion_mb) * 2 / model.layers

@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from stages.core.dvc_files import DvcFile, first_problem
 from stages.core.errors import InputError
 from stages.core.params import explain, read_settings
-from stages.core.settings.group import PositiveFloat, PositiveInt, SettingsGroup
+from stages.core.settings.group import PositiveFloat, PositiveInt, SettingsGroup, Share
 from stages.core.yaml_files import dump_yaml
 
 FOLDER: Final = Path("infra/profiles")
@@ -28,6 +28,21 @@ class Scale(SettingsGroup):
 
     questions: PositiveInt
     images: PositiveInt
+    """Stored ones: of a volume, the frames that are shown."""
+    images_per_question: Annotated[float, Field(ge=1, le=64)] = 1.0
+    """Mean over the questions that are not about a volume."""
+    most_images_per_question: Annotated[int, Field(ge=1, le=64)] = 1
+    volume_share: Share = 0.0
+    """Share of the questions that are about a volume, of which `volume.frames` are shown."""
+
+    @model_validator(mode="after")
+    def _no_mean_is_above_the_most(self) -> Self:
+        if self.images_per_question > self.most_images_per_question:
+            raise ValueError(
+                f"most_images_per_question: {self.most_images_per_question} is less than the mean,"
+                f" images_per_question: {self.images_per_question:g}"
+            )
+        return self
 
 
 class Model(SettingsGroup):

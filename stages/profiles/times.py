@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from stages.core.params import Params
 from stages.profiles.measured import Measured
 from stages.profiles.schema import Model, Scale
+from stages.profiles.shown import ONE, Images, images_per_question, prompt_flops
 from stages.taxonomy import AXIS_NAMES
 
 
@@ -88,6 +89,11 @@ def known_gpu(name: str) -> str:
     return next((part for part in PEAKS if part in name), REFERENCE)
 
 
+def shown_images(params: Params, scale: Scale) -> Images:
+    """Images that a question shows with these settings."""
+    return images_per_question(scale)
+
+
 def training_parts(
     params: Params, model: Model, scale: Scale, peak: Peak, measured: Measured
 ) -> Parts:
@@ -98,7 +104,7 @@ def training_parts(
     if grpo.max_steps > 0:
         steps = min(steps, len(params.checkpoints) * grpo.max_steps)
     if measured.step_seconds is None:
-        parts = step_parts(params, model, peak)
+        parts = step_parts(params, model, peak, shown_images(params, scale).mean)
     else:
         parts = {"steps": measured.step_seconds}
     seconds = measured.pass_seconds or token_seconds(model)
@@ -116,8 +122,11 @@ def training_parts(
     return parts
 
 
-def step_parts(params: Params, model: Model, peak: Peak) -> Parts:
+def step_parts(params: Params, model: Model, peak: Peak, images: float = ONE.mean) -> Parts:
     """Seconds of an optimiser step on one GPU with completions of typical length.
+
+    `images`: of a question, on average. The prompts of a pass are padded to the longest, which is
+    not counted: it is least where all questions have as many.
 
     Kernels and their launches overlap: `launches` is the time by which these take longer.
     """
@@ -125,7 +134,7 @@ def step_parts(params: Params, model: Model, peak: Peak) -> Parts:
     passes = grpo.gradient_accumulation_steps
     prompts = prompts_per_step(params)
     rate = EFFICIENCY * (peak.bfloat16 if _in_bfloat16(params) else peak.float32)
-    products = prompts * _prompt_flops(params, model) / rate
+    products = prompts * _prompt_flops(params, model, images) / rate
     weights = weight_traffic(params, model) / (BANDWIDTH_SHARE * peak.bandwidth)
     launches = passes * _launch_seconds(params, model)
     parts = {
@@ -136,10 +145,10 @@ def step_parts(params: Params, model: Model, peak: Peak) -> Parts:
         "trainer": TRAINER_SECONDS,
     }
     # workers process the images of a step while the one before computes
-    images = prompts * IMAGE_SECONDS
+    opening = prompts * images * IMAGE_SECONDS
     if grpo.loader_workers:
-        images = max(images / grpo.loader_workers - sum(parts.values()), 0.0)
-    return {"images": images} | parts
+        opening = max(opening / grpo.loader_workers - sum(parts.values()), 0.0)
+    return {"images": opening} | parts
 
 
 def weight_traffic(params: Params, model: Model) -> float:
@@ -176,7 +185,7 @@ def evaluation_parts(
     if params.evaluate.ablations:
         questions *= 3
     if measured.questions_per_second is None:
-        parts = answer_parts(params, model, peak)
+        parts = answer_parts(params, model, peak, shown_images(params, scale).mean)
     else:
         parts = {"answers": 1 / measured.questions_per_second}
     parts = {name: questions * seconds for name, seconds in parts.items()}
@@ -187,12 +196,12 @@ def evaluation_parts(
     return parts
 
 
-def answer_parts(params: Params, model: Model, peak: Peak) -> Parts:
-    """Seconds per question of an evaluation."""
+def answer_parts(params: Params, model: Model, peak: Peak, images: float = ONE.mean) -> Parts:
+    """Seconds per question, of so many images on average, of an evaluation."""
     in_bfloat16 = (params.evaluate.dtype or params.base.dtype) == "bfloat16"
     rate = EFFICIENCY * (peak.bfloat16 if in_bfloat16 else peak.float32)
     tokens = COMPLETION_TOKENS[params.prompt.style]
-    products = (model.prompt_tflop * 1e12 + tokens * model.token_gflop * 1e9) / rate
+    products = (prompt_flops(model, images) + tokens * model.token_gflop * 1e9) / rate
     size = params.evaluate.batch_size
     batch = AUTO_BATCH_SIZE if size == "auto" else size
     typical = min(tokens, params.evaluate.max_new_tokens)
@@ -200,7 +209,7 @@ def answer_parts(params: Params, model: Model, peak: Peak) -> Parts:
     token = token_seconds(model) / batch
     return {
         # threads open images while the GPU computes
-        "images": max(IMAGE_SECONDS / LOADER_THREADS - products, 0.0),
+        "images": max(images * IMAGE_SECONDS / LOADER_THREADS - products, 0.0),
         "products": products,
         "sampling": typical * token,
         "long answers": (longest - typical) * token,
@@ -244,12 +253,12 @@ def _in_bfloat16(params: Params) -> bool:
     return params.grpo.bf16 or params.base.dtype == "bfloat16"
 
 
-def _prompt_flops(params: Params, model: Model) -> float:
-    """FLOPs of a step for one prompt and its completions."""
+def _prompt_flops(params: Params, model: Model, images: float) -> float:
+    """FLOPs of a step for one prompt, with so many images, and its completions."""
     grpo = params.grpo
     tokens = COMPLETION_TOKENS[params.prompt.style]
     copies = grpo.num_generations if grpo.engine == "trl" else 1
-    prompt = model.prompt_tflop * 1e12 * copies
+    prompt = prompt_flops(model, images) * copies
     completions = tokens * grpo.num_generations * model.token_gflop * 1e9
     reference = 1 if grpo.beta else 0
     if foresees(params):

@@ -22,16 +22,16 @@ from stages.corpus.quarantine.ledger import Quarantine
 from stages.corpus.splitting.data_tests import Results
 from stages.predictions.schema import LEFT_OUT
 from stages.prompts.styles import Style
+from stages.reporting.cases import pick_cases
 from stages.reporting.evidence import (
     Evidence,
     SplitSize,
     cross_tables,
     group_origins,
     outputs_of_indicators,
-    pick_cases,
     synthetic_share,
 )
-from stages.reporting.gallery import inline_images
+from stages.reporting.gallery import inline_images, inline_strips
 from stages.reporting.markdown import render_card, render_report
 from stages.reporting.sheets import write_sheets, write_training
 from stages.reporting.sources import check_same_kind, read_predictions
@@ -268,22 +268,28 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
             for names, origin in group_origins(evidence.origins)
         ],
     }
-    images = {}
+    images, strips = {}, {}
     if evidence.shows_images:
-        images = inline_images(case.image for case in evidence.cases)
+        images = inline_images(case.image for case in evidence.cases if not case.images)
+        strips = inline_strips(evidence.cases)
     _write_figures(folder / "figures", evidence, inputs.targets, provenance)
     with atomic_directory(folder / "tables") as temporary:
         write_sheets(temporary, evidence)
         (temporary / "predictions").mkdir()
         for name, rows in inputs.predictions.items():
-            write_scored(temporary / "predictions" / f"{name}.parquet", rows, inputs.origins[name])
+            write_scored(
+                temporary / "predictions" / f"{name}.parquet",
+                rows,
+                inputs.origins[name],
+                with_context=evidence.shows_images,
+            )
     if evidence.logs:
         with atomic_file(folder / TRAINING.name) as temporary:
             write_training(temporary, evidence.logs)
     with atomic_directory(folder / "cards") as temporary:
         for name in inputs.targets:
             (temporary / f"{name}.md").write_text(render_card(name, evidence), encoding="utf-8")
-    texts = {PAGE.name: render_page(evidence, images), "report.md": render_report(evidence)}
+    texts = {PAGE.name: render_page(evidence, images, strips), "report.md": render_report(evidence)}
     for name, text in texts.items():
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

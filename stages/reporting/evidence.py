@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from stages.corpus.quarantine.ledger import Quarantine, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import Results
 from stages.corpus.splitting.leaks import KnownPatients, Leaks, all_patients, total
+from stages.reporting.cases import Case
 from stages.scoring.tables import (
     CELLS,
     CrossTable,
@@ -22,14 +23,11 @@ from stages.scoring.tables import (
     cross_table,
     cross_to_base,
     cross_visual_gain,
-    in_domain,
 )
 from stages.taxonomy import Axes
 
 SYNTHETIC: Final = "Phantom"
 """Prefix of the names of synthetic datasets."""
-ONLY_WITHOUT: Final = "right only without its image"
-"""Verdict on a question answered correctly with a black or another image but not with its own."""
 EXAMPLES: Final = 3
 """Examples of refused records per source set and reason."""
 
@@ -59,25 +57,6 @@ class Refusals:
     def share(self) -> float:
         """Refused share of the records read from the set."""
         return self.count / self.read
-
-
-@dataclass(frozen=True)
-class Case:
-    """A question and a checkpoint's output; `problem` is its text, None if unavailable."""
-
-    checkpoint: str
-    verdict: str
-    question_id: str
-    modality: str
-    question_type: str
-    problem: str | None
-    gold: str
-    answer: str | None
-    output: str
-    without: tuple[str, str] | None
-    """Variant ("blank", "shuffled") and output, if correct only without the image; else None."""
-    image: str
-    """Path of the image, as in the split."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +96,7 @@ class Evidence:
     folds: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Row of a cross-validation -> its checkpoints."""
     shows_images: bool = True
-    """Whether the page contains images of the examples (report.images)."""
+    """Whether the page contains images and context of the examples (report.images)."""
 
 
 def count_split(
@@ -184,56 +163,6 @@ def cross_tables(
             slices=cross_table(of_axis, axis, CELLS[other], axes),
         )
     return tables
-
-
-def pick_cases(
-    predictions: Mapping[str, pd.DataFrame],
-    targets: Mapping[str, Target],
-    problems: Mapping[str, str],
-) -> list[Case]:
-    """First in-domain case of each verdict per checkpoint, by question id.
-
-    Verdicts: right, wrong, right only without its image, unreadable.
-    """
-    cases = []
-    for name, target in targets.items():
-        rows = in_domain(predictions[name], target.axis, target.cells).sort_values("question_id")
-        correct = rows["correct"]
-        readable = rows["answer"].notna()
-        only_without = ~correct & (
-            rows["blank_correct"].eq(other=True) | rows["shuffled_correct"].eq(other=True)
-        )
-        by_verdict = {
-            "right": rows[correct],
-            "wrong": rows[readable & ~correct & ~only_without],
-            ONLY_WITHOUT: rows[only_without],
-            "unreadable": rows[~readable & ~only_without],
-        }
-        for verdict, candidates in by_verdict.items():
-            for row in candidates.head(1).to_dict("records"):
-                text = problems.get(row["question_id"])
-                cases.append(_case(name, verdict, row, text))
-    return cases
-
-
-def _case(checkpoint: str, verdict: str, row: Mapping[Hashable, Any], text: str | None) -> Case:
-    without = None
-    if verdict == ONLY_WITHOUT:
-        variant = "shuffled" if row["shuffled_correct"] is True else "blank"
-        without = (variant, row[f"{variant}_output"])
-    return Case(
-        checkpoint=checkpoint,
-        verdict=verdict,
-        question_id=row["question_id"],
-        modality=row["modality"],
-        question_type=row["question_type"],
-        problem=text,
-        gold=row["gold"],
-        answer=row["answer"] if isinstance(row["answer"], str) else None,
-        output=row["output"],
-        without=without,
-        image=row["image"],
-    )
 
 
 def outputs_of_indicators(

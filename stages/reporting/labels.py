@@ -13,6 +13,17 @@ _STORED_DIGITS: Final = 4
 everywhere.
 """
 _METHODS: Final = {"sft": "SFT"}
+VARIANT_LABELS: Final = {
+    "as_asked": "as asked",
+    "shuffled": "images exchanged",
+    "blank": "black images",
+    "removed": "one image removed",
+    "reordered": "images reordered",
+    "middle": "middle image alone",
+    "no_context": "without context",
+    "other_context": "context exchanged",
+}
+"""What a variant of a question shows."""
 
 
 def label(slug: str) -> str:

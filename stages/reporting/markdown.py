@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from stages.core.cards.licence import EMBEDDED, carried_licence
 from stages.core.cards.templating import render_markdown
-from stages.reporting import tables
+from stages.reporting import parts, tables
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.headline import DISCLAIMER, conclusion, small_tests, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
@@ -43,6 +43,7 @@ def render_report(evidence: Evidence) -> str:
         disclaimer=DISCLAIMER,
         small_tests=small_tests(evidence.metrics["checkpoints"]),
         tables=tables,
+        parts=parts,
         axis_labels=AXIS_LABELS,
         refusals=count_refusals(evidence.quarantine),
         published=published_beside(evidence),
@@ -69,16 +70,24 @@ def render_card(name: str, evidence: Evidence) -> str:
         entry=entry,
         folds=evidence.folds.get(name, ()),
         checkpoints={name: entry},
+        contributions=_contributions_of(name, evidence),
         corpus=provenance.get("corpus") or evidence.origins[name].get("corpus") or "not pinned",
         kind=evidence.metrics["provenance"]["params"]["splits.kind"],
         split=splits[0] if splits else None,
         blind_baseline=blind_baseline and blind_baseline["accuracy"],
         evidence=evidence,
         tables=tables,
+        parts=parts,
         axis_labels=AXIS_LABELS,
         settings={key: value for key, value in settings.items() if key != "evaluate"},
         provenance={key: value for key, value in provenance.items() if key != "params"},
     )
+
+
+def _contributions_of(name: str, evidence: Evidence) -> Mapping[str, Any] | None:
+    """The contributions in metrics.json if this checkpoint has any."""
+    found: Mapping[str, Any] | None = evidence.metrics.get("contributions")
+    return found if found and name in found["checkpoints"] else None
 
 
 def _front_matter(base: str, licence: Mapping[str, str]) -> dict[str, Any]:

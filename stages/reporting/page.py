@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core.cards.templating import render_html
-from stages.reporting import tables
+from stages.reporting import parts, tables
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
+from stages.reporting.gallery import strip
 from stages.reporting.headline import DISCLAIMER, small_tests, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.palette import DARK, DIVERGING, DIVERGING_DARK, LIGHT, bounds, max_abs, shades
@@ -26,8 +27,11 @@ DIVERGING_SHADES: Final = 25
 """Odd, so that zero has a colour of its own."""
 
 
-def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
-    """Render the report as one self-contained HTML document; `images`: path -> data URL."""
+def render_page(evidence: Evidence, images: Mapping[str, str], strips: Mapping[str, str]) -> str:
+    """Render the report as one self-contained HTML document.
+
+    `images` and `strips`: path -> data URL of images of questions about one, and about several.
+    """
     metrics = evidence.metrics
     checkpoints = metrics["checkpoints"]
     axis_tables = evidence.tables.values()
@@ -54,6 +58,7 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
         "typeset": typeset,
         "heading": _heading,
         "clip": clip,
+        "strip": strip,
         "flat": lambda tree: list(flat(tree).items()),
         "verdict": verdict,
     }
@@ -61,10 +66,12 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
         Path(__file__).with_name("page.html.j2"),
         filters,
         tables=tables,
+        parts=parts,
         axis_labels=AXIS_LABELS,
         disclaimer=DISCLAIMER,
         evidence=evidence,
         images=images,
+        strips=strips,
         summary=metrics["summary"],
         base=metrics["base"],
         checkpoints=checkpoints,

@@ -12,6 +12,7 @@ import pandas as pd
 
 from stages.reporting.curves import thinned
 from stages.reporting.evidence import Evidence
+from stages.reporting.parts import sheet_of
 from stages.reporting.released import published_beside
 from stages.reporting.sources import LOG_COLUMNS
 from stages.reporting.tables import MISSING, Sheet
@@ -25,6 +26,8 @@ def write_sheets(folder: Path, evidence: Evidence) -> None:
     _write(folder / "in_domain.csv", *_in_domain(checkpoints))
     _write(folder / "datasets.csv", *_datasets(checkpoints))
     _write(folder / "reward_hacking.csv", *_indicators(checkpoints))
+    if contributions := evidence.metrics.get("contributions"):
+        _write(folder / "contributions.csv", *sheet_of(contributions))
     if (published := published_beside(evidence)) is not None:
         _write(folder / "published.csv", *_plain(published["headlines"]))
         _write(folder / "published_by_others.csv", *_plain(published["others"]))

@@ -111,7 +111,7 @@ def overview(checkpoints: Mapping[str, Any]) -> Sheet:
                 own["n"],
                 percent(own["accuracy"]),
                 percent(own["base"]),
-                _difference(own["gain"], own["low"], own["high"]),
+                difference(own["gain"], own["low"], own["high"]),
                 percent(blind_baseline and blind_baseline["accuracy"]),
                 signed(visual and visual["gain"]),
             )
@@ -136,7 +136,7 @@ def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
                 _accuracy(own["accuracy"], own["accuracy_low"], own["accuracy_high"]),
                 blind,
                 percent(own["base"]),
-                _difference(own["gain"], own["low"], own["high"]),
+                difference(own["gain"], own["low"], own["high"]),
                 p_value(own["p_holm"]),
             )
         )
@@ -152,7 +152,7 @@ def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
         own = entry["in_domain"]
         above = MISSING
         if baseline := own["blind_baseline"]:
-            above = _difference(baseline["above"], baseline["above_low"], baseline["above_high"])
+            above = difference(baseline["above"], baseline["above_low"], baseline["above_high"])
         visual = (
             _gain(own["visual"]["shuffled"]),
             _gain(own["visual"]["blank"]),
@@ -201,7 +201,7 @@ def answer_form(base: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Shee
             shares = (percent(entry[key]) for key in ("micro", "macro", "format_rate"))
             counts = (entry["answers"][form] for form in ANSWER_FORMS)
             tokens = f"{entry['completion_tokens']:.1f}"
-            rows.append(_row(name, entry["n"], *shares, *counts, tokens, group=_group(axis)))
+            rows.append(_row(name, entry["n"], *shares, *counts, tokens, group=axis_group(axis)))
     names = (
         *("questions", "correct, %", "macro, %", "readable, %"),
         *ANSWER_FORMS,
@@ -344,10 +344,11 @@ def _row(*values: SheetCell | str | int, group: str = "") -> SheetRow:
 def _checkpoint_row(
     name: str, entry: Mapping[str, Any], *values: SheetCell | str | int
 ) -> SheetRow:
-    return _row(name, *values, group=_group(entry["axis"]))
+    return _row(name, *values, group=axis_group(entry["axis"]))
 
 
-def _group(axis: str) -> str:
+def axis_group(axis: str) -> str:
+    """Heading of the rows of the checkpoints of one axis."""
     return f"By {AXIS_LABELS[axis]}"
 
 
@@ -355,17 +356,18 @@ def _accuracy(value: float, low: float, high: float) -> SheetCell:
     return SheetCell(percent(value), percent(low), percent(high))
 
 
-def _difference(value: float, low: float, high: float) -> SheetCell:
+def difference(value: float, low: float | None, high: float | None) -> SheetCell:
+    """A difference of shares in points, with its interval; dashes if that is unknown."""
     trend: Literal["", "up", "down"] = ""
-    if low > 0:
+    if low is not None and low > 0:
         trend = "up"
-    elif high < 0:
+    elif high is not None and high < 0:
         trend = "down"
     return SheetCell(signed(value), signed(low), signed(high), trend)
 
 
 def _gain(gain: Mapping[str, Any] | None) -> SheetCell:
-    return _difference(gain["gain"], gain["low"], gain["high"]) if gain else MISSING
+    return difference(gain["gain"], gain["low"], gain["high"]) if gain else MISSING
 
 
 def _balanced(balanced: Mapping[str, Any] | None) -> tuple[SheetCell | str | int, ...]:

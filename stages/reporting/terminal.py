@@ -12,6 +12,7 @@ from rich.text import Text
 
 from stages.reporting.headline import DISCLAIMER, conclusion
 from stages.reporting.labels import percent, signed
+from stages.reporting.parts import part_sentences
 from stages.reporting.released import released_sentence
 from stages.reporting.tables import Sheet, SheetCell, overview
 
@@ -33,12 +34,17 @@ def print_report(metrics: dict[str, Any], page: Path) -> None:
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:
-    """Summary sentences: accuracy and gain, blind baseline, image, splits, missing parts."""
+    """Summary sentences: accuracy and gain, blind baseline, image, parts, splits, what is missing.
+
+    There are sentences on the parts of questions only if some have several images or context.
+    """
     lines = [
         summary_sentence(metrics["summary"]),
         blind_baseline_sentence(metrics["summary"]),
         image_sentence(metrics["summary"]),
     ]
+    if "contributions" in metrics:
+        lines += part_sentences(metrics["contributions"])
     if metrics["splits"]:
         lines.append(splits_sentence(metrics["splits"]))
     if metrics["missing"]:

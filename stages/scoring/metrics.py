@@ -21,6 +21,7 @@ from stages.predictions.schema import ABLATIONS
 from stages.prompts.styles import Style
 from stages.scoring.baselines import score_every_way
 from stages.scoring.blind_baseline import RULES, BlindBaseline
+from stages.scoring.contributions import contributions
 from stages.scoring.hacking import detect_reward_hacking
 from stages.scoring.statistics import (
     bootstrap_cells,
@@ -34,9 +35,9 @@ from stages.scoring.statistics import (
 from stages.scoring.tables import (
     Score,
     Target,
-    in_domain,
     macro,
     mean_of_all,
+    own_questions,
     score,
     scores_by,
     tested,
@@ -65,7 +66,7 @@ def compute_metrics(
     blind_baselines: BlindBaselines | None = None,
     style: Style = "no-think",
 ) -> dict[str, Any]:
-    """Summary, base and checkpoints: accuracies, counts, gains with intervals.
+    """Summary, base, checkpoints and, if any, `contributions`: accuracies, gains with intervals.
 
     `predictions` holds a checked table for "base" and for each checkpoint in `targets`; `samples`
     and `seed` are those of the bootstrap, which resamples images; `style` is that of the prompts.
@@ -100,14 +101,14 @@ def compute_metrics(
     )
     summary = _summary([checkpoints[name] for name in summarized], base)
     trained = {target.axis for target in targets.values()}
-    metrics: dict[str, Any] = _rounded(
-        {
-            "summary": {**summary, "intervals": intervals},
-            "base": {axis: _results(base, axis, axes) for axis in AXIS_NAMES if axis in trained},
-            "checkpoints": checkpoints,
-        }
-    )
-    return metrics
+    metrics: dict[str, Any] = {
+        "summary": {**summary, "intervals": intervals},
+        "base": {axis: _results(base, axis, axes) for axis in AXIS_NAMES if axis in trained},
+        "checkpoints": checkpoints,
+    }
+    if parts := contributions(predictions, targets, summarized, samples, seed):
+        metrics["contributions"] = parts
+    return {name: _rounded(value) for name, value in metrics.items()}
 
 
 def _summary(entries: Sequence[Mapping[str, Any]], base: pd.DataFrame) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def _macro_intervals(
         "visual_gain": [],
     }
     for name, target in targets.items():
-        own = _own_questions(predictions[name], target)
+        own = own_questions(predictions[name], target)
         correct = own["correct"].to_numpy(float)
         images = own["image"]
         gain = correct - base.loc[own.index, "correct"].to_numpy(float)
@@ -188,12 +189,6 @@ def _gain(visual: Mapping[str, dict[str, Any] | None]) -> float | None:
     return shuffled["gain"] if shuffled else None
 
 
-def _own_questions(rows: pd.DataFrame, target: Target) -> pd.DataFrame:
-    """A checkpoint's in-domain predictions, indexed by and sorted by question id."""
-    own = in_domain(rows, target.axis, target.cells)
-    return own.set_index("question_id", drop=False).sort_index()
-
-
 def _in_domain(
     rows: pd.DataFrame,
     base: pd.DataFrame,
@@ -202,7 +197,7 @@ def _in_domain(
     interval: Interval,
 ) -> dict[str, Any]:
     """A checkpoint and the base on the in-domain test questions of the checkpoint."""
-    own = _own_questions(rows, target)
+    own = own_questions(rows, target)
     same = base.set_index("question_id", drop=False).loc[own.index]
     after = own["correct"].to_numpy(bool)
     before = same["correct"].to_numpy(bool)
@@ -347,8 +342,8 @@ def _compare_methods(
         rival = by_grpo.get((target.axis, target.cell))
         if rival is None or rival == name:
             continue
-        grpo = _own_questions(predictions[rival], target)
-        other = _own_questions(predictions[name], target)
+        grpo = own_questions(predictions[rival], target)
+        other = own_questions(predictions[name], target)
         difference = grpo["correct"].to_numpy(int) - other["correct"].to_numpy(int)
         low, high = interval(difference, grpo["image"])
         checkpoints[name]["in_domain"]["grpo"] = {

@@ -18,6 +18,7 @@ import numpy as np
 from stages.core.errors import InputError, recreate
 from stages.corpus.dataset.problems import LETTERS
 from stages.predictions.schema import ABLATIONS
+from stages.scoring.variants import has, incomplete_variants
 from stages.taxonomy import AXIS_NAMES, Axes
 
 if TYPE_CHECKING:
@@ -126,6 +127,12 @@ def in_domain(predictions: pd.DataFrame, axis: str, cells: Collection[str]) -> p
     return rows[rows[CELLS[axis]].isin(cells)]
 
 
+def own_questions(predictions: pd.DataFrame, target: Target) -> pd.DataFrame:
+    """A checkpoint's in-domain predictions, indexed by and sorted by question id."""
+    own = in_domain(predictions, target.axis, target.cells)
+    return own.set_index("question_id", drop=False).sort_index()
+
+
 def cross_table(
     predictions: Mapping[str, pd.DataFrame],
     axis: str,
@@ -189,8 +196,8 @@ def cross_to_base(table: CrossTable) -> CrossTable:
 
 
 def with_ablation(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
-    """The rows whose question was also evaluated in this variant, one of `ABLATIONS`."""
-    return predictions[predictions[f"{variant}_correct"].notna()]
+    """The rows whose question was also evaluated in this variant, one of `VARIANTS`."""
+    return predictions[has(predictions, f"{variant}_correct")]
 
 
 def without_image(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
@@ -242,7 +249,7 @@ def check_predictions(
 
     Raises InputError, naming `source` (the file), question, value and remedy, for another
     checkpoint's rows, a duplicate question, an unknown modality or question type, a question
-    outside the test split, a gold letter that is not offered, an incomplete ablation, or no
+    outside the test split, a gold letter that is not offered, an incomplete variant, or no
     question of the `cells` that the checkpoint was trained on (by default its name).
     """
     remedy = recreate(f"evaluate@{checkpoint}")
@@ -296,7 +303,7 @@ def _faults(
                 predictions[name].notna() != ablated,
                 f"inconsistent with {variant}_image: both or neither must be set",
             )
-    return faults
+    return faults | incomplete_variants(predictions)
 
 
 def check_same_questions(base: pd.DataFrame, other: pd.DataFrame, axis: str, source: str) -> None:

@@ -22,15 +22,18 @@ from stages.core.outputs import read_json
 from stages.generation.windows import BLANK
 
 
+@pytest.mark.parametrize("images", [1, 3])
 def test_both_loops_give_the_same_answers_and_rates_follow_from_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "result.json"
     arguments = f"--model {EMBEDDED} --questions 6 --questions-per-image 3 1 --repeats 1".split()
+    arguments += ["--images", str(images)]
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, "--json", str(path)])
     __main__.main()
     result = read_json(path, "")
     assert [(row["questions"], row["images"]) for row in result["rows"]] == [(6, 2), (6, 6)]
+    assert {row["images_per_question"] for row in result["rows"]} == {images}
     assert [row["same_answers"] for row in result["rows"]] == [1.0, 1.0]
     seconds = result["rows"][0]["seconds"]
     assert result["speedup"] == pytest.approx(seconds["published"] / seconds["ours"])
@@ -65,12 +68,14 @@ def test_random_models_give_answers_of_the_requested_length(tmp_path: Path) -> N
     assert margin(bench, bench.questions[0], published[0], published[0][:3]) == float("inf")
 
 
-def test_ablations_use_a_black_image_and_the_next_image(tmp_path: Path) -> None:
-    questions = with_ablations(make_questions(tmp_path, Case(EMBEDDED, 3, 2)))
+@pytest.mark.parametrize("images", [1, 3])
+def test_ablations_use_black_images_and_those_of_the_next(tmp_path: Path, images: int) -> None:
+    case = Case(EMBEDDED, 3, 2, images_per_question=images)
+    questions = with_ablations(make_questions(tmp_path, case))
     assert len(questions) == 6
     for at, question in enumerate(questions):
-        assert question.images["blank"] == BLANK
-        assert question.images["shuffled"] == questions[(at + 2) % 6].own_image
+        assert question.variants["blank"].images == (BLANK,) * images
+        assert question.variants["shuffled"].images == questions[(at + 2) % 6].own_images
 
 
 @pytest.mark.parametrize(
@@ -80,6 +85,8 @@ def test_ablations_use_a_black_image_and_the_next_image(tmp_path: Path) -> None:
         ["--repeats", "-1"],
         ["--questions-per-image", "0"],
         ["--model", "none"],
+        ["--images", "0"],
+        ["--images", "65"],
     ],
 )
 def test_invalid_arguments_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: list[str]) -> None:

@@ -113,6 +113,36 @@ def _share(model: Costs, part: str, rest: str) -> float:
     return float(getattr(model, part) / (getattr(model, part) + others))
 
 
+@pytest.mark.parametrize(
+    ("completion", "images", "gain"), [(10, 1, 9.4), (10, 8, 10.5), (150, 1, 3.7), (150, 8, 8.0)]
+)
+def test_the_gain_by_flops_is_as_documented(completion: int, images: int, gain: float) -> None:
+    model = model_costs("qwen2-vl-2b")
+    tokens = 80 + 196 * images + 7 * (images - 1)
+    copies, shared = (
+        per_prompt(way, model, tokens, completion, 8, images=images)
+        for way in ("g_copies", "shared")
+    )
+    assert copies / shared == pytest.approx(gain, abs=0.05)
+
+
+def test_flops_of_several_images_are_shared_as_the_prompt_is() -> None:
+    model = model_costs("qwen2-vl-2b")
+    tokens = 276 + 203
+    more = model.text(tokens) - model.text(276)
+    # of G = 4: rollout, policy, a backward that counts twice, reference; ours shares the first two
+    passes: dict[Way, int] = {"g_copies": 20, "trl": 20, "shared": 4}
+    for way, count in passes.items():
+        one = per_prompt(way, model, 276, 10, 4)
+        two = per_prompt(way, model, tokens, 10, 4, images=2)
+        # in a shared pass, the last layer makes only keys and values of the further tokens
+        saved = 203 * model.top if way == "shared" else 0.0
+        logits = 203 * model.head if way == "g_copies" else 0.0
+        assert two - one == pytest.approx(
+            count * (model.image + more - saved + logits), rel=2e-3
+        ), way
+
+
 def test_figures_follow_from_seconds() -> None:
     steps: dict[Way, float] = {"g_copies": 8.0, "trl": 6.0, "shared": 2.0}
     seconds = {
@@ -165,6 +195,20 @@ def test_copies_and_ours_give_the_same_log_probabilities_and_gradients(tiny: Ben
     assert all(parameter.grad is None for parameter in tiny.policy.parameters())
 
 
+def test_copies_and_ours_agree_about_several_images(tiny: Bench) -> None:
+    try:
+        tiny.ask_about(2)
+        assert [len(example["images"]) for example in tiny.examples] == [2, 2]
+        # "Picture 2: " and the like
+        assert 276 + 196 < tiny.prompt_tokens() < 276 + 196 + 60
+        steps: Any = tiny.steps(GROUP, COMPLETION)
+        differences = compare(steps["shared"], steps["g_copies"], tiny.examples)
+        assert differences["max_logp_diff"] < 1e-5
+        assert differences["grad_rel_diff"] < 1e-5
+    finally:
+        tiny.ask_about(1)
+
+
 def test_every_implementation_learns_from_completions_of_the_same_length(tiny: Bench) -> None:
     for step in tiny.steps(GROUP, COMPLETION).values():
         before = {
@@ -180,7 +224,7 @@ def test_every_implementation_learns_from_completions_of_the_same_length(tiny: B
             assert step.scores["policy forward"].shape == (2 * GROUP, COMPLETION)
             assert step.trainer._metrics["train"]["completions/min_length"][-1] == COMPLETION
         else:
-            prompt = step.copies("Is it?", tiny.examples[0]["image"])
+            prompt = step.copies(tiny.examples[0])
             assert step.sample(prompt).shape == (GROUP, COMPLETION)
 
 
@@ -188,7 +232,7 @@ def test_copies_are_computed_separately(tiny: Bench) -> None:
     """G images go through the tower in generation; the prefill has logits at every position."""
     steps: Any = tiny.steps(GROUP, COMPLETION)
     copies = steps["g_copies"]
-    prompt = copies.copies("Is it?", tiny.examples[0]["image"])
+    prompt = copies.copies(tiny.examples[0])
     patches: list[int] = []
     logits: list[tuple[int, ...]] = []
 
@@ -232,6 +276,7 @@ def test_the_command_writes_rows_with_provenance_and_a_chart(tmp_path: Path, run
     result: dict[str, Any] = json.loads(path.read_text())
     (row,) = result["rows"]
     assert (row["model"], row["group_size"], row["completion_tokens"]) == ("tiny", 4, 10)
+    assert (row["images"], row["prompt_tokens"]) == (1, round(result["prompt_tokens"]))
     for name in ("speedup_vs_g_copies", "speedup_vs_trl", "max_logp_diff", "grad_rel_diff"):
         assert math.isfinite(row[name])
     assert row["grad_rel_diff"] < 1e-4
@@ -301,6 +346,7 @@ def test_a_speedup_above_its_bound_is_explained() -> None:
     row = {
         "group_size": 4,
         "completion_tokens": 150,
+        "images": 2,
         "speedup_vs_g_copies": 3.4,
         "bound_vs_g_copies": 3.0,
         "speedup_vs_trl": 2.0,
@@ -308,7 +354,7 @@ def test_a_speedup_above_its_bound_is_explained() -> None:
         "mfu": {"g_copies": 0.4, "trl": 0.3, "shared": 0.45},
     }
     (text,) = above_bounds(row)
-    assert "3.40x is above" in text
+    assert "G=4 C=150, 2 images: 3.40x is above" in text
     assert "40% of the peak here and ours 45%" in text
 
 
@@ -401,6 +447,21 @@ def test_events_on_the_gpu_are_counted_without_copies_and_ranges() -> None:
         "gpu_seconds": pytest.approx(1525e-6),
     }
     assert trace(torch.device("cpu"), lambda: None) is None
+
+
+def test_numbers_of_images_are_measured_one_after_the_other(tmp_path: Path, run: RunStage) -> None:
+    path, chart = tmp_path / "step.json", tmp_path / "step.png"
+    arguments = ["--quick", "--model", "tiny", "--prompts", "1", "--images", "1", "2"]
+    run(__main__, *arguments, "--json", str(path), "--chart", str(chart))
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["images"] for row in rows] == [1, 2]
+    assert rows[1]["prompt_tokens"] > rows[0]["prompt_tokens"] + 196
+    for way in WAYS:
+        assert rows[1]["flops_per_step"][way] > 1.5 * rows[0]["flops_per_step"][way]
+    assert all(row["grad_rel_diff"] < 1e-4 for row in rows)
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="--images takes numbers from 1 to 64"):
+        run(__main__, "--quick", "--images", "1", "65")
 
 
 def test_the_plan_covers_every_size() -> None:

@@ -12,7 +12,7 @@ import pytest
 from stages.core.errors import InputError
 from stages.generation.answer_cache import AnswerCache, window_key
 from stages.generation.generate import Answers, Completion
-from stages.generation.windows import BLANK, Key, Question
+from stages.generation.windows import BLANK, Key, Question, Variant
 from tests.grpo.tiny import questions
 
 ROWS: list[Key] = [(3, "real"), (3, "blank"), (1, "real")]
@@ -103,23 +103,55 @@ def test_a_folder_that_is_not_writable_is_named(tmp_path: Path) -> None:
         AnswerCache(tmp_path / "a")
 
 
+def about(text: str, **images: str) -> Question:
+    return Question({name: Variant(text, (path,)) for name, path in images.items()})
+
+
 def test_a_key_stands_for_policy_questions_and_contents_of_images(tmp_path: Path) -> None:
     first, second = (row["image"] for row in questions(tmp_path))
     copy = str(shutil.copy(first, tmp_path / "copy.png"))
-    scan = Question("Scan?", {"real": first, "blank": BLANK})
-    other = Question("Organ?", {"real": first})
+    scan = about("Scan?", real=first, blank=BLANK)
+    other = about("Organ?", real=first)
     key = window_key("p", [scan, other], (0, 1))
-    same = Question("Scan?", {"real": copy, "blank": BLANK})
+    same = about("Scan?", real=copy, blank=BLANK)
     assert window_key("p", [other, same], (1, 0)) == key, "the same at other places"
     different = [
         window_key("q", [scan, other], (0, 1)),
         window_key("p", [scan, other], (1, 0)),
         window_key("p", [scan], (0,)),
-        window_key("p", [Question("Scan!", scan.images), other], (0, 1)),
-        window_key("p", [Question("Scan?", {"real": second, "blank": BLANK}), other], (0, 1)),
-        window_key("p", [Question("Scan?", {"real": first, "shuffled": second}), other], (0, 1)),
-        window_key("p", [Question("Scan?", {"real": first}), other], (0, 1)),
+        window_key("p", [about("Scan!", real=first, blank=BLANK), other], (0, 1)),
+        window_key("p", [about("Scan?", real=second, blank=BLANK), other], (0, 1)),
+        window_key("p", [about("Scan?", real=first, shuffled=second), other], (0, 1)),
+        window_key("p", [about("Scan?", real=first), other], (0, 1)),
     ]
     assert len({key, *different}) == 1 + len(different)
-    with pytest.raises(InputError, match="missing"):
-        window_key("p", [Question("Scan?", {"real": str(tmp_path / "no.png")})], (0,))
+    with pytest.raises(InputError, match=r"no\.png is missing.*the question 'Scan\?'"):
+        window_key("p", [about("Scan?", real=str(tmp_path / "no.png"))], (0,))
+
+
+def test_a_key_tells_orders_of_images_and_the_words_of_each_variant_apart(tmp_path: Path) -> None:
+    first, second = (row["image"] for row in questions(tmp_path))
+
+    def key(*variants: tuple[str, str, tuple[str, ...]]) -> str:
+        named = {name: Variant(text, images) for name, text, images in variants}
+        return window_key("p", [Question(named)], (0,))
+
+    real = ("real", "Context: old Scan?", (first, second))
+    keys = [
+        key(real),
+        key(("real", "Context: old Scan?", (second, first))),
+        key(("real", "Context: old Scan?", (first, first))),
+        key(("real", "Context: old Scan?", (first,))),
+        key(("real", "Context: new Scan?", (first, second))),
+        key(real, ("no_context", "Scan?", (first, second))),
+        key(real, ("other_context", "Scan?", (first, second))),
+        key(real, ("no_context", "scan?", (first, second))),
+        key(real, ("no_context", "Scan?", (second, first))),
+        key(real, ("blank", "Context: old Scan?", (BLANK,))),
+        key(real, ("blank", "Context: old Scan?", (BLANK, BLANK))),
+    ]
+    assert len(set(keys)) == len(keys)
+    # nothing is shifted from one question to the next
+    both = [Question({"real": Variant("a", (first,))}), Question({"real": Variant("b", (second,))})]
+    one = [Question({"real": Variant("a", (first, second))}), Question({"real": Variant("b", ())})]
+    assert window_key("p", both, (0, 1)) != window_key("p", one, (0, 1))

@@ -13,7 +13,7 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.generation.batch_size import BatchSize
 from stages.generation.generate import Answers, Completion, answer_greedily
-from stages.generation.windows import BLANK, Key, Question, Window, cut_windows
+from stages.generation.windows import BLANK, Key, Question, Variant, Window, cut_windows
 from tests.grpo.tiny import (
     FAMILIES,
     QUESTIONS,
@@ -24,14 +24,19 @@ from tests.grpo.tiny import (
 )
 
 
+def about(text: str, images: dict[str, str]) -> Question:
+    """A question about one image, in some variants of it."""
+    return Question({name: Variant(text, (path,)) for name, path in images.items()})
+
+
 def four_questions(folder: Path) -> list[Question]:
     """Both of `questions` about both images, in one to three variants."""
     first, second = (row["image"] for row in questions(folder))
     return [
-        Question(QUESTIONS[0], {"real": first, "blank": BLANK, "shuffled": second}),
-        Question(QUESTIONS[1], {"real": first}),
-        Question(QUESTIONS[0], {"real": second, "blank": BLANK, "shuffled": first}),
-        Question(QUESTIONS[1], {"real": second, "blank": BLANK}),
+        about(QUESTIONS[0], {"real": first, "blank": BLANK, "shuffled": second}),
+        about(QUESTIONS[1], {"real": first}),
+        about(QUESTIONS[0], {"real": second, "blank": BLANK, "shuffled": first}),
+        about(QUESTIONS[1], {"real": second, "blank": BLANK}),
     ]
 
 
@@ -89,10 +94,10 @@ def test_answers_equal_those_of_generate_for_each_image(
     policy = (embedded_policy() if family == "embedded" else random_policy(family)).eval()
     policy.generation_config.repetition_penalty = penalty
     completions = answers(policy, tmp_path, 3)
-    assert len(completions) == sum(len(each.images) for each in four_questions(tmp_path))
+    assert len(completions) == sum(len(each.variants) for each in four_questions(tmp_path))
     for index, question in enumerate(four_questions(tmp_path)):
-        for variant, path in question.images.items():
-            with Image.open(question.images["real"] if path == BLANK else path) as opened:
+        for variant, (_, (path,)) in question.variants.items():
+            with Image.open(question.own_images[0] if path == BLANK else path) as opened:
                 image = Image.new("RGB", opened.size) if path == BLANK else opened.convert("RGB")
             expected = by_generate(policy, question.text, image)
             assert completions[index, variant].text == expected, (question, variant)
@@ -120,7 +125,7 @@ def test_each_image_goes_through_the_tower_once(tmp_path: Path) -> None:
 
 def test_an_image_that_does_not_open_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no image", encoding="utf-8")
-    question = Question("Scan?", {"real": str(tmp_path / "x.png")})
+    question = about("Scan?", {"real": str(tmp_path / "x.png")})
     with pytest.raises(InputError, match=r"x\.png .*`dvc repro resize`"), torch.no_grad():
         batches(embedded_policy(), [question], 1, max_new_tokens=2)
 
@@ -172,7 +177,7 @@ def test_finished_rows_leave_the_batch_and_change_nothing(tmp_path: Path) -> Non
 
 def test_the_longest_prompts_go_first_with_little_padding(tmp_path: Path) -> None:
     images = [row["image"] for row in questions(tmp_path)]
-    some = [Question(QUESTIONS[number % 2], {"real": images[number // 4]}) for number in range(8)]
+    some = [about(QUESTIONS[number % 2], {"real": images[number // 4]}) for number in range(8)]
     rows: list[torch.Tensor] = []
     policy = embedded_policy()
     policy.register_forward_pre_hook(
@@ -244,7 +249,7 @@ def test_images_that_do_not_fit_together_are_prefilled_one_by_one(
 
 def test_a_question_with_an_image_token_is_refused(tmp_path: Path) -> None:
     row, _ = questions(tmp_path)
-    question = Question(f"Scan? {processor().image_token}", {"real": row["image"]})
+    question = about(f"Scan? {processor().image_token}", {"real": row["image"]})
     with pytest.raises(InputError, match=r"'Scan\? .*' has 2 image tokens, expected 1"):
         batches(embedded_policy(), [question], 1)
 

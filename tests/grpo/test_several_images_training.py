@@ -109,10 +109,15 @@ def test_both_engines_and_sft_see_the_prompts_of_evaluation(
         assert torch.equal(ids[mask.bool()], each["input_ids"][0])
 
     stock = tiny_trainer(
-        tmp_path, policy, rows, engine="trl", reuse_prompt_pass=False, num_generations=2
+        tmp_path, policy, rows=rows, engine="trl", reuse_prompt_pass=False, num_generations=2
     )
     seen: list[list[int]] = []
-    stock._generate_single_turn = lambda ids, *_, **__: (seen.extend(ids) or [[50]] * 4, None)
+
+    def sample(ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        seen.extend(ids)
+        return [[50]] * 4, None
+
+    stock._generate_single_turn = sample
     set_rewards(stock, lambda completions, **_: [float(row % 2) for row in range(4)])
     stock.model.train()
     found = stock._prepare_inputs([dataset[0], dataset[0], dataset[1], dataset[1]])

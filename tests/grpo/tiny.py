@@ -164,10 +164,14 @@ def grpo_settings(**changed: object) -> Grpo:
 def tiny_trainer(
     folder: Path,
     policy: PreTrainedModel | None = None,
-    rows: Sequence[dict[str, Any]] | None = None,
+    *,
+    rows: Any = None,
     **settings: Any,
 ) -> Any:
-    """A trainer on two questions: 4 completions each and one optimiser step per batch."""
+    """A trainer on two questions: 4 completions each and one optimiser step per batch.
+
+    `rows`: its questions; None for `questions`.
+    """
     small = {
         "num_generations": 4,
         "prompts_per_device": 2,

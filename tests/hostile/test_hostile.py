@@ -23,7 +23,7 @@ from tests.hostile.archives import archives, make_zip
 from tests.hostile.cases import Case
 from tests.hostile.dicoms import DICOMS
 from tests.hostile.images import encode, scene
-from tests.hostile.records import RECORDS, files
+from tests.hostile.records import RECORDS, SECRET, files
 from tests.omnimedvqa import MODALITIES
 
 QUESTIONS = "QA_information/Open-access"
@@ -194,6 +194,11 @@ def test_a_record(record_outcome: Outcome, number: int) -> None:
 def test_a_question_file(record_outcome: Outcome, name: str) -> None:
     rows = [row for row in record_outcome.download.rows if row.where.file == FILE_NAMES[name]]
     assert [row.reason for row in rows] == [FILES[name].code]
+
+
+def test_no_refusal_quotes_a_context(record_outcome: Outcome) -> None:
+    assert sum(SECRET in str(change) for change, _ in RECORDS.values()) > 5
+    assert [row for row in record_outcome.download.rows if SECRET in repr(row)] == []
 
 
 def test_good_records_beside_hostile_ones_are_kept(record_outcome: Outcome) -> None:

@@ -11,6 +11,7 @@ from stages.scoring import tables
 from stages.scoring.tables import Score
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
 from tests.omnimedvqa import AXES
+from tests.several_images import scored, with_parts
 
 SOURCE = "predictions/ct.parquet"
 QUESTIONS = make_questions(per_cell=8)
@@ -245,3 +246,45 @@ def test_without_ablations_a_table_of_visual_gains_is_empty() -> None:
     assert not visual.has_numbers
     assert set(visual.questions.values()) == {0}
     assert tables.cross_table(predictions, "modality", "modality", AXES).has_numbers
+
+
+@pytest.fixture(scope="module")
+def several() -> pd.DataFrame:
+    return scored(with_parts(make_predictions(QUESTIONS, "ct")))
+
+
+def test_questions_about_several_images_and_with_context_pass(several: pd.DataFrame) -> None:
+    assert several["images"].notna().any()
+    assert several["context"].notna().any()
+    tables.check_predictions(several, "ct", "modality", SOURCE, AXES)
+
+
+@pytest.mark.parametrize(
+    ("column", "named"),
+    [
+        ("removed_images", "removed_images"),
+        ("removed_output", "removed_images"),
+        ("middle_completion_tokens", "middle_completion_tokens"),
+        ("other_context_context", "other_context_context"),
+        ("no_context_completion_tokens", "no_context_completion_tokens"),
+        ("images", "removed_output"),
+        ("context", "no_context_output"),
+        ("shuffled_images", "shuffled_image"),
+    ],
+)
+def test_an_incomplete_variant_is_refused(several: pd.DataFrame, column: str, named: str) -> None:
+    needed = "context" if "context" in column else "images"
+    row = int(several[several[needed].notna()].index[0])
+    message = refusal(changed(several, column, None, row))
+    assert f"question {several['question_id'].iloc[row]!r}: " in message
+    assert named in message
+    assert "evaluate@ct" in message
+
+
+def test_several_exchanged_images_of_a_question_about_one_are_refused(
+    several: pd.DataFrame,
+) -> None:
+    rows = several.to_dict("records")
+    single = next(row for row in rows if row["images"] is None)
+    single["shuffled_images"] = ["a.png", "b.png"]
+    assert "inconsistent with shuffled_images" in refusal(pd.DataFrame(rows))

@@ -23,7 +23,7 @@ from stages import download, resize, splits
 from stages.core import layout
 from stages.core.outputs import read_json_lines
 from stages.core.yaml_files import dump_yaml, read_yaml
-from stages.corpus.dataset.image_store import open_image
+from stages.corpus.dataset.image_store import list_shard, open_image
 from stages.corpus.dicom import header as dicom_header
 from stages.corpus.dicom import syntaxes
 from stages.corpus.dicom.headers import elements as dicom_elements
@@ -73,11 +73,13 @@ def test_a_folder_is_one_image_with_frames(
     slices = {f"Images/ct 1/{9 - level}.dcm": a_slice(level) for level in (1, 2, 3)}
     make_corpus([record], {"Images/ct 1": None} | slices)
     run(download)
+    change_params("volume", selection="all")
     run(resize, "mri")
     (row,) = resized("mri")
     assert row["image"] == "data/images/mri/ct 1.png"
-    assert row["frames"] == [f"data/frames/mri/ct 1/000{number}.png" for number in (1, 2, 3)]
-    assert [np.asarray(open_image(path)).max() for path in row["frames"]] == [1, 2, 3]
+    assert row["frames"] == 3
+    assert row["shown"] == [f"data/images/mri/@frames/ct 1/000{number}.png" for number in (1, 2, 3)]
+    assert [np.asarray(open_image(path)).max() for path in row["shown"]] == [1, 2, 3]
     assert np.asarray(open_image(row["image"])).max() == 2
     assert (row["source_size"], row["source_mode"]) == ([8, 6], "MONOCHROME2")
     assert row["dicom"]["NumberOfFrames"] == 3
@@ -99,7 +101,8 @@ def test_only_a_file_of_several_frames_has_frames_in_its_record(
     run(download)
     run(resize, "mri")
     several, one = resized("mri")
-    assert several["frames"] == [f"data/frames/mri/a.dcm/000{number}.png" for number in (1, 2)]
+    assert several["frames"] == 2
+    assert "shown" not in several, "by default a question shows the middle frame"
     assert several["image"] == "data/images/mri/a.dcm.png"
     assert "frames" not in one
     unflagged = [line for line in capsys.readouterr().out.splitlines() if "burned" in line]
@@ -125,6 +128,7 @@ def test_frames_of_many_files_are_complete_whether_decoded_or_cached(
             files[record["image_path"]] = file(frames)
     make_corpus(records, files)
     run(download)
+    change_params("volume", frames=2)
     for decoded_count in (80, 0):
         run(resize, "mri")
         printed = capsys.readouterr()
@@ -134,7 +138,7 @@ def test_frames_of_many_files_are_complete_whether_decoded_or_cached(
         assert len(rows) == 80
         for row in rows:
             brightest = 255 - int(row["question_id"][:-2])
-            assert [np.asarray(open_image(path)).max() for path in row["frames"]] == [brightest, 0]
+            assert [np.asarray(open_image(path)).max() for path in row["shown"]] == [brightest, 0]
 
 
 def test_a_damaged_frame_refuses_all_frames_of_its_file(
@@ -152,7 +156,7 @@ def test_a_damaged_frame_refuses_all_frames_of_its_file(
     (row,) = refusals("mri")
     assert row.reason == Reason.IMAGE_DAMAGED
     assert "another size than the DICOM header" in row.why
-    assert not [path for path in layout.frames("mri").rglob("*") if path.is_file()]
+    assert not [path for path in layout.images("mri").iterdir() if "a.dcm" in str(list_shard(path))]
 
 
 def test_a_record_without_modality_has_that_of_the_header(
@@ -197,16 +201,17 @@ def test_a_header_that_contradicts_its_record_is_refused_with_both_modalities(
     assert "'MR'" in row.why
 
 
-def test_a_folder_of_other_images_is_not_a_series(
+def test_a_folder_of_dicom_and_other_images_is_no_volume(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     good = make_record(question_id="good")
     make_corpus(
-        [good, make_record(image_path="Images/Chest CT Scan")], {"Images/Chest CT Scan": None}
+        [good, make_record(image_path="Images/Chest CT Scan")],
+        {"Images/Chest CT Scan": None, "Images/Chest CT Scan/b.dcm": file(ramp(), Modality="CT")},
     )
     run(download)
     run(resize, "ct")
-    assert [row.reason for row in refusals("ct")] == [Reason.IMAGE_FORMAT]
+    assert [row.reason for row in refusals("ct")] == [Reason.IMAGE_SERIES]
 
 
 def test_two_runs_give_the_same_bytes(

@@ -162,7 +162,7 @@ def test_the_account_says_where_it_comes_from(
         pq.read_schema(layout.QUARANTINE / "resize" / "ct.parquet").metadata[b"provenance"]
     )
     assert facts == collect_provenance(
-        {"resize": load_params().resize, "dicom": load_params().dicom}
+        {name: getattr(load_params(), name) for name in ("resize", "dicom", "volume")}
     )
 
 

@@ -154,11 +154,64 @@ class Dicom(SettingsGroup):
     """Take images of kinds that often have text burned in, if their header does not say that they
     have none.
     """
+    context: Annotated[list[Literal["age", "sex"]], Field(max_length=2)] = Field(
+        default_factory=list
+    )
+    """What of the header goes into the context of questions, where a record does not say it: the
+    patient's age in bands of ten years, and sex. []: nothing.
+    """
+
+    @model_validator(mode="after")
+    def _context_is_named_once(self) -> Self:
+        if len(set(self.context)) < len(self.context):
+            raise ValueError(f"context: {self.context} names one twice")
+        return self
 
     @model_validator(mode="after")
     def _window_has_a_width(self) -> Self:
         if self.ct_window is not None and self.ct_window[1] < 1:
             raise ValueError(f"ct_window: the width, {self.ct_window[1]}, is less than 1")
+        return self
+
+
+class Volume(SettingsGroup):
+    """Stage resize, for images of several slices or frames: DICOM and NIfTI.
+
+    docs/ingest-dicom.md says how slices are ordered, turned and refused.
+    """
+
+    plane: Literal["acquired", "axial", "coronal", "sagittal"]
+    """Which slices are shown: those that were stored, or others, cut through all of them."""
+    frames: Annotated[int, Field(ge=1, le=64)]
+    """How many of a volume a question is about that names none. 1: the one that dicom.frame says.
+    """
+    selection: Literal["uniform", "center", "all"]
+    """Which ones. uniform: the centres of as many equal parts of the volume; center: neighbours
+    around its middle; all: every one, whatever `frames` says.
+    """
+    window: Annotated[list[Level], Field(min_length=2, max_length=2)] | None
+    """Window as centre and width, in Hounsfield units for CT, of volumes of every modality; null:
+    as dicom.ct_window and the file say; of NIfTI, which says nothing, from the 0.5th to the 99.5th
+    percentile of the volume.
+    """
+    max_images: Annotated[int, Field(ge=1, le=64)]
+    """Of a question; one with more is quarantined."""
+
+    @property
+    def several(self) -> bool:
+        """Whether a question that names no slices is about several of them."""
+        return self.frames > 1 or self.selection == "all"
+
+    @model_validator(mode="after")
+    def _frames_are_allowed(self) -> Self:
+        if self.frames > self.max_images:
+            raise ValueError(f"frames: {self.frames} are more than max_images, {self.max_images}")
+        return self
+
+    @model_validator(mode="after")
+    def _window_has_a_width(self) -> Self:
+        if self.window is not None and self.window[1] < 1:
+            raise ValueError(f"window: the width, {self.window[1]}, is less than 1")
         return self
 
 

@@ -330,8 +330,8 @@ class Report(SettingsGroup):
     bootstrap_samples: Annotated[int, Field(ge=100, le=1_000_000)]
     bootstrap_seed: Seed
     images: bool
-    """Whether the page contains images of the examples, scaled down: whoever gets the page sees
-    them.
+    """Whether the page contains images of the examples, scaled down, and the report what is known
+    of the patients (context): whoever gets the report sees them.
     """
 
 

@@ -39,7 +39,7 @@ __all__ = [
 
 SUFFIX: Final = ".zip"
 
-_ROOTS: Final = (("data", "images"), ("data", "frames"))
+_ROOT: Final = ("data", "images")
 _DEPTH: Final = 3
 """Parts of the path of a folder of shards: data, images, ct."""
 _REMEDY: Final = "run `dvc repro resize`, or `dvc checkout` if another commit was checked out"
@@ -157,7 +157,7 @@ def _folder(path: str | Path) -> Path | None:
     """The folder with the shards of an image; None if the path is not in an image store."""
     parts = PurePosixPath(path).parts
     for depth in range(_DEPTH, len(parts)):
-        if parts[depth - _DEPTH : depth - 1] in _ROOTS:
+        if parts[depth - _DEPTH : depth - 1] == _ROOT:
             return Path(*parts[:depth])
     return None
 

@@ -16,6 +16,8 @@ MAX_NAME_BYTES: Final = 240
 _NOT_IN_FILE_NAMES: Final = re.compile(r"[\x00\ud800-\udfff]")
 
 
+_DIGITS: Final = re.compile(r"([0-9]{1,18})")
+
 _LEFT_BEHIND: Final = re.compile(
     r"\._.*|__MACOSX|\.DS_Store|\.Spotlight-.*|\.Trash.*|\.fseventsd"  # macOS
     r"|Thumbs\.db|ehthumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"  # Windows
@@ -57,11 +59,19 @@ def has_long_name(path: str) -> bool:
 def image_files(names: Sequence[str], image_path: str) -> list[str]:
     """The files that an image_path names: itself, the files directly in that folder, or none.
 
-    `names`: all files of the corpus, sorted.
+    Those of a folder are in the order of the numbers in their names, 2.png before 10.png. `names`:
+    all files of the corpus, sorted.
     """
     at = bisect_left(names, image_path)
     if at < len(names) and names[at] == image_path:
         return [image_path]
     folder = f"{image_path}/"
     below = takewhile(lambda name: name.startswith(folder), names[bisect_left(names, folder) :])
-    return [name for name in below if "/" not in name[len(folder) :]]
+    return sorted((name for name in below if "/" not in name[len(folder) :]), key=_numbers_apart)
+
+
+def _numbers_apart(name: str) -> list[tuple[int, str]]:
+    """Sort key that compares numbers in names as numbers: "a10b" -> a, 10, b."""
+    # parts alternate: text, digits, text, ...; a tuple compares the number first, then the spelling
+    parts = _DIGITS.split(name)
+    return [(int(part) if at % 2 else 0, part) for at, part in enumerate(parts)]

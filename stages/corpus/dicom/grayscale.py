@@ -233,7 +233,7 @@ def read_greys(
         raise ImageError(f"{len(each)} functional groups for {frames} frames: a wrong header")
 
     def steps(groups: list[Elements]) -> Grey:
-        transformation = _macro(groups, "PixelValueTransformationSequence") or elements
+        transformation = macro_item(groups, "PixelValueTransformationSequence") or elements
         step = _modality_step(transformation, depth.signed)
         unit: str | None = "HU"  # of CT, where the file does not name another
         if transformation.has("RescaleType"):
@@ -242,7 +242,7 @@ def read_greys(
         step = step or Rescale()
         if ct_window is not None and in_hu:
             return Grey(step, Window(ct_window[0], ct_window[1]), inverted, padding)
-        voi_elements = _macro(groups, "FrameVOILUTSequence") or elements
+        voi_elements = macro_item(groups, "FrameVOILUTSequence") or elements
         voi = _voi_step(voi_elements, signed=_signed_after(step, depth.signed))
         return Grey(step, voi, inverted, padding, _known_range(step, depth))
 
@@ -350,7 +350,7 @@ def _padding(elements: Elements, signed: bool) -> tuple[int, int] | None:
     return low, high
 
 
-def _macro(groups: list[Elements], keyword: str) -> Elements | None:
+def macro_item(groups: list[Elements], keyword: str) -> Elements | None:
     """Item of a functional group macro: the frame's own if it has one, else the shared one."""
     for group in groups:
         items = group.items(keyword)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from stages.core.params import Dicom
 from stages.corpus.dicom.grayscale import Depth, Grey, read_greys
 from stages.corpus.dicom.headers.elements import BulkValue, Elements, read_elements, syntax_name
+from stages.corpus.dicom.headers.patient import KEYWORDS as PATIENT_KEYWORDS
+from stages.corpus.dicom.headers.patient import patient_facts
 from stages.corpus.dicom.palette import KEYWORDS as PALETTE_KEYWORDS
 from stages.corpus.dicom.palette import Palette, read_palette
 from stages.corpus.dicom.syntaxes import DECODERS, ENCAPSULATED
@@ -95,6 +97,9 @@ class Tags:
     slice_thickness: float | None
     burned_in: bool | None
     """Whether text is burned into the pixels."""
+    age: str | None = None
+    """Of the patient, as a band; like `sex` only if `dicom.context` asks for it."""
+    sex: str | None = None
 
     def as_fields(self) -> dict[str, Any]:
         """Known values by DICOM keyword, for a record."""
@@ -110,6 +115,8 @@ class Tags:
             "PixelAspectRatio": self.pixel_aspect and list(self.pixel_aspect),
             "SliceThickness": self.slice_thickness,
             "BurnedInAnnotation": None if self.burned_in is None else ("NO", "YES")[self.burned_in],
+            "PatientAge": self.age,
+            "PatientSex": self.sex,
         }
         return {keyword: value for keyword, value in fields.items() if value is not None}
 
@@ -156,7 +163,8 @@ def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) 
     max_pixels: limit for a single frame, in addition to dicom.max_total_pixels. Raises ImageError;
     its message quotes no values but the size of the image and words of closed lists.
     """
-    syntax, elements = read_elements(content, _KEYWORDS, settings.max_inflated_mb * 2**20)
+    keywords = (*_KEYWORDS, *(PATIENT_KEYWORDS[fact] for fact in settings.context))
+    syntax, elements = read_elements(content, keywords, settings.max_inflated_mb * 2**20)
     if syntax not in DECODERS:
         raise ImageError(
             f"DICOM transfer syntax {syntax_name(syntax)!r} is not supported", Reason.IMAGE_SYNTAX
@@ -169,6 +177,8 @@ def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) 
     keyword, pixels = _pixel_element(elements)
     allocated, stored, signed = _bits(elements, keyword)
     tags = _tags(elements, (rows, columns, frames), photometric, stored)
+    age, sex = patient_facts(elements, settings.context)
+    tags = replace(tags, age=age, sex=sex)
     _check_annotation(elements, tags, settings)
 
     encapsulated = syntax in ENCAPSULATED

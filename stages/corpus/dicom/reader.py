@@ -8,7 +8,7 @@ stages/corpus/dicom/headers/elements.py keeps all of them from leaving this pack
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom
-from stages.corpus.dicom.grayscale import Grey, with_range
+from stages.corpus.dicom.grayscale import Grey, Window, with_range
 from stages.corpus.dicom.header import SeriesPosition, Tags, read_header
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.dicom.pixels import Frames
@@ -41,6 +41,8 @@ class DicomImage:
     tags: Tags
     position: SeriesPosition
     """For sorting a series; not to be passed on."""
+    affine: NDArray[np.float64] | None = field(default=None, repr=False)
+    """(column, row, frame) to millimetres, RAS+; None if it is unknown, or was not asked for."""
 
 
 class _Renderer:
@@ -71,15 +73,32 @@ class _Renderer:
         return with_range(greys, ranges)
 
 
-def read_dicom(content: bytes, settings: Dicom, max_pixels: int | None = None) -> DicomImage:
+def read_dicom(
+    content: bytes,
+    settings: Dicom,
+    max_pixels: int | None = None,
+    window: Sequence[float] | None = None,
+    *,
+    in_series: bool = False,
+) -> DicomImage:
     """Read a file of one or more frames.
 
-    max_pixels: limit for a single frame, in addition to dicom.max_total_pixels. Raises ImageError;
-    its message quotes no values but sizes and words of closed lists.
+    Args:
+        content: The file.
+        settings: Group dicom.
+        max_pixels: Limit for a single frame, in addition to dicom.max_total_pixels.
+        window: (centre, width) of modality values for grey, instead of the file's own and of
+            dicom.ct_window, if the image has several frames.
+        in_series: Whether it has some in other files.
+
+    Raises ImageError; its message quotes no values but sizes and words of closed lists.
     """
     if not is_dicom(content):
         raise ImageError("not a DICOM file", Reason.IMAGE_FORMAT)
     header = read_header(content, settings, max_pixels)
+    if window is not None and (in_series or header.tags.frames > 1):
+        voi = Window(window[0], window[1])
+        header = replace(header, greys=tuple(replace(grey, voi=voi) for grey in header.greys))
     frames = Frames(header)
     return DicomImage(
         frames=LazySequence(len(frames), _Renderer(frames).frame),

@@ -104,6 +104,7 @@ def _question(item: LabelledImage, options: tuple[str, ...], template: str) -> Q
         image=item.image,
         image_name=item.image_name,
         patient=item.patient,
+        context=item.context,
         label_column=item.column,
     )
 

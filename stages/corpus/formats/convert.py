@@ -31,6 +31,7 @@ from stages.corpus.formats.questions import (
 from stages.corpus.formats.sheets import LabelSheets, QuestionSheets
 from stages.corpus.formats.vlmevalkit import VlmEvalKitTable
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import written_context
 from stages.corpus.records.records import check_texts
 from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
@@ -199,7 +200,8 @@ def _without_contradictions(
 
 def _question_key(entry: _Entry) -> tuple[str, ...]:
     options = sorted(option_texts(entry.record).values())
-    return (entry.record["image_path"], entry.record["question"], *options)
+    context = [f"{name}: {text}" for name, text in written_context(entry.record).items()]
+    return (entry.record["image_path"], entry.record["question"], *options, *context)
 
 
 def _summary(

@@ -23,6 +23,7 @@ from stages.corpus.formats.questions import (
 )
 from stages.corpus.formats.rows import decode_text
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import written_context
 from stages.corpus.records.json_list import RawRecord, parse_list
 from stages.corpus.records.texts import RefusedRecord
 
@@ -140,6 +141,7 @@ def _item_question(
             _text(raw, "question_type") or known.question_type or options.question_type or ""
         ),
         **{f"option_{letter}": text for letter, text in texts.items()},
+        **written_context(raw),
     }
     if patient := _text(raw, "patient"):
         record["patient"] = patient

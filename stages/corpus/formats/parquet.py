@@ -31,6 +31,7 @@ from stages.corpus.formats.questions import (
 from stages.corpus.formats.rows import json_cell
 from stages.corpus.formats.sheets import REQUIRED
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import CONTEXT, refuse_context
 from stages.corpus.records.table import Header, check_header, name_columns, row_record
 from stages.corpus.records.texts import RefusedRecord
 
@@ -202,6 +203,8 @@ def _cell(role: str, value: Any) -> str:
         value = list(value.values())
         while value and value[-1] is None:  # of a question with fewer options than others
             value.pop()
+    if role in CONTEXT and not isinstance(value, str | int | float | None):
+        raise refuse_context(role, "is not a text", Reason.FIELD_TYPE)
     return json_cell(value)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from stages.core.errors import InputError
 from stages.core.params import shipped_taxonomy
@@ -18,6 +18,7 @@ from stages.corpus.dataset.problems import LETTERS, letter_options
 from stages.corpus.dataset.split_paths import parse_split_path
 from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import written_context
 from stages.corpus.records.table import content_id
 from stages.corpus.records.texts import RefusedRecord
 from stages.taxonomy import Vocabulary
@@ -86,14 +87,16 @@ class Question:
     image: Path | bytes
     image_name: str
     patient: str | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of a patient's context, as written."""
     label_column: str | None = None
     """The label that was made a question, of class folders and label sheets."""
 
     @property
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, Any]:
         """OmniMedVQA's fields of this question."""
         options = {f"option_{key}": text for key, text in letter_options(self.options).items()}
-        record = {
+        record: dict[str, Any] = {
             "dataset": self.dataset,
             "question_id": self.question_id or self._content_id(options),
             "question_type": self.question_type,
@@ -102,18 +105,19 @@ class Question:
             "image_path": f"{IMAGES}{self.image_name}",
             **options,
             "modality_type": self.modality,
+            **self.context,
         }
         return record | ({"patient": self.patient} if self.patient else {})
 
     def _content_id(self, options: Mapping[str, str]) -> str:
         texts = [self.dataset, self.question_type, self.question, self.answer, self.image_name]
-        return content_id([*texts, options, self.modality])
+        return content_id([*texts, options, self.modality], self.context)
 
     @classmethod
     def from_record(
         cls,
         location: SourceLocation,
-        record: Mapping[str, str],
+        record: Mapping[str, Any],
         image: Path | bytes,
         image_name: str,
     ) -> Question:
@@ -142,6 +146,7 @@ class Question:
             image=image,
             image_name=image_name,
             patient=record.get("patient"),
+            context=written_context(record),
         )
 
 
@@ -158,6 +163,7 @@ class LabelledImage:
     image: Path
     image_name: str
     patient: str | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from stages.core.errors import InputError
 from stages.corpus.dataset.paths import is_left_behind
 from stages.corpus.formats.questions import ConversionOptions, SourceLocation
-from stages.corpus.formats.workbook import TextRow, TextSheet, open_book
+from stages.corpus.formats.workbook import TextRow, TextSheet, open_book, unquoted
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.json_list import parse_list
 from stages.corpus.records.table import Header, find_header, name_columns, table_rows
@@ -150,22 +150,25 @@ def _open_lines(path: Path, text: str) -> TextSheet:
     names = list(dict.fromkeys(chain.from_iterable(raw for _, raw, _ in objects)))
     if not names:
         raise RefusedRecord("", "no JSON objects in its lines", Reason.FILE_FORM)
-    return TextSheet(path.name, name_columns(names), _line_rows(path.name, names, objects))
+    header = name_columns(names)
+    return TextSheet(path.name, header, _line_rows(path.name, header, objects))
 
 
 def _line_rows(
-    file: str, names: list[str], objects: list[tuple[int, dict[str, Any], RefusedRecord | None]]
+    file: str, header: Header, objects: list[tuple[int, dict[str, Any], RefusedRecord | None]]
 ) -> Iterator[TextRow]:
     for number, raw, refusal in objects:
         cells = []
         problems = {}
-        for column, name in enumerate(names):
+        for column, name in enumerate(header.names):
             try:
                 cells.append(json_cell(raw.get(name)))
             except RefusedRecord as error:
                 problems[column] = error
                 cells.append("")
-        yield TextRow(SourceLocation(file, line=number), cells, problems, refusal)
+        if refusal and header.is_private:
+            refusal = RefusedRecord("", refusal.why, refusal.reason)
+        yield TextRow(SourceLocation(file, line=number), cells, unquoted(problems, header), refusal)
 
 
 def _parse_line(line: str) -> tuple[dict[str, Any], RefusedRecord | None]:

@@ -28,6 +28,7 @@ from stages.corpus.formats.questions import (
 from stages.corpus.formats.rows import choose_sheet, peek_headers, sheet_files
 from stages.corpus.formats.workbook import TextRow, TextSheet
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import CONTEXT, written_context
 from stages.corpus.records.table import Header, check_header, row_record
 from stages.corpus.records.texts import RefusedRecord
 
@@ -201,8 +202,14 @@ def _of_row(
     folder: ImageFolder,
     options: ConversionOptions,
 ) -> Labelled:
-    roles = ("image", "modality", "type", "dataset", "patient")
-    known = {role: at for role, at in sheet.header.columns.items() if role in roles}
+    roles = ("image", "modality", "type", "dataset", "patient", *CONTEXT)
+    # what is asked for must not be told as well
+    asked = {*_label_columns(sheet.header, options).values()}
+    known = {
+        role: at
+        for role, at in sheet.header.columns.items()
+        if role in roles and not (role in CONTEXT and at in asked)
+    }
     try:
         row.check([number, *known.values()])
         cells = {role: row.cells[at].strip() for role, at in known.items()}
@@ -224,6 +231,7 @@ def _of_row(
         image=image,
         image_name=name,
         patient=cells.get("patient") or None,
+        context=written_context(cells),
     )
 
 

@@ -31,6 +31,7 @@ from stages.corpus.formats.questions import (
 )
 from stages.corpus.formats.rows import peek_headers
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import CONTEXT
 from stages.corpus.records.table import row_record
 from stages.corpus.records.texts import RefusedRecord
 
@@ -144,7 +145,7 @@ class _TableReading:
             "type": kind or _first(row, _CATEGORY_COLUMNS),
             "id": f"{self._dataset}-{row['index'].strip()}",
             "patient": row.get("patient", ""),
-            **{letter: row[letter] for letter in LETTERS if letter in row},
+            **{name: row[name] for name in (*CONTEXT, *LETTERS) if name in row},
         }
         record = row_record(cells, self._dataset, keep_word)
         return Question.from_record(location, record, image, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from pathlib import Path
@@ -22,6 +22,7 @@ from openpyxl.utils.cell import column_index_from_string, get_column_letter
 from stages.core.errors import InputError
 from stages.corpus.formats.questions import SourceLocation
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import CONTEXT
 from stages.corpus.records.table import Header, name_columns
 from stages.corpus.records.texts import RefusedRecord
 
@@ -108,7 +109,7 @@ def _sheets(path: Path) -> Iterator[TextSheet]:
         if first is not None:
             header = name_columns(first.cells, line=first.location.row or 1)
             problem = next(iter(first.problems.values()), None)
-            rows = _undamaged(path, _below(len(first.cells), rows))
+            rows = _undamaged(path, _below(header, rows))
             yield TextSheet(path.name, header, rows, worksheet.title, problem)
 
 
@@ -120,16 +121,27 @@ def _undamaged(path: Path, rows: Iterator[TextRow]) -> Iterator[TextRow]:
         raise InputError(f"{path}: {_DAMAGED} ({type(error).__name__}: {error})") from error
 
 
-def _below(width: int, rows: Iterator[TextRow]) -> Iterator[TextRow]:
-    """The rows below a header of `width` cells, as wide as it."""
+def unquoted(problems: Mapping[int, RefusedRecord], header: Header) -> dict[int, RefusedRecord]:
+    """Problems of a row's cells; those of a patient's context do not quote them."""
+    private = {at: role for role, at in header.columns.items() if role in CONTEXT}
+    return {
+        at: RefusedRecord(private.get(at, error.what), error.why, error.reason)
+        for at, error in problems.items()
+    }
+
+
+def _below(header: Header, rows: Iterator[TextRow]) -> Iterator[TextRow]:
+    """The rows below a header, as wide as it."""
+    width = len(header.names)
     for row in rows:
         extra = next((cell for cell in row.cells[width:] if cell.strip()), None)
         refusal = row.refusal
         if extra is not None:
             why = "a cell in a column without a name: name the column, or remove it"
-            refusal = RefusedRecord(extra, why, Reason.COLUMN_UNNAMED)
+            what = "" if header.is_private else extra
+            refusal = RefusedRecord(what, why, Reason.COLUMN_UNNAMED)
         cells = (row.cells + [""] * width)[:width]
-        yield TextRow(row.location, cells, row.problems, refusal)
+        yield TextRow(row.location, cells, unquoted(row.problems, header), refusal)
 
 
 def _check_book(path: Path) -> None:

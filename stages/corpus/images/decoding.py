@@ -29,9 +29,7 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.core.iteration.lazy_sequence import LazySequence
-from stages.core.params import Dicom, Resize
-from stages.corpus.dicom.headers.preamble import is_dicom
+from stages.core.params import Resize
 from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
@@ -46,15 +44,16 @@ __all__ = [
     "Decoded",
     "ImageError",
     "decode",
-    "decode_files",
     "encode",
+    "resize_by_pillow",
 ]
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """Supported formats: libvips and Pillow know more, some through external programs."""
-_RULES: Final = 3
+_RULES: Final = 4
 """Raise it when equal bytes and settings give another image, other metadata, another refusal."""
 _DECODERS: Final = (
+    "nibabel",
     "numpy",
     "pillow",
     "pydicom",
@@ -133,47 +132,17 @@ class Decoded:
     """Of the file, upright."""
     height: int
     mode: str
-    """Of the file, by Pillow's name; for DICOM its photometric interpretation."""
-    frames: Sequence[Image.Image] = ()
-    """All frames of a DICOM series or multi-frame file in order, (size, size) RGB, with `image`
-    among them. They are decoded on access, which may raise ImageError. Empty for a single frame.
+    """Of the file, by Pillow's name; for DICOM its photometric interpretation, for NIfTI the type
+    of its voxels.
     """
+    frames: Sequence[Image.Image] = ()
+    """All frames of a DICOM series or multi-frame file, or of NIfTI, in order, (size, size) RGB.
+    Each is decoded on access, which may raise ImageError. Empty for a single frame.
+    """
+    representative: int = 0
+    """Index in `frames` of `image`."""
     tags: Tags | None = None
     """Of DICOM, the elements of the header that are passed on."""
-
-
-def decode_files(
-    contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, folder: bool = False
-) -> Decoded:
-    """Decode an image from one file of any kind, or from a folder with a DICOM series.
-
-    Raises ImageError with the reason.
-    """
-    if not folder:
-        contents = [contents[0]]  # accessed once: a lazy sequence fetches on each access
-        # Check for DICOM first: a file can be DICOM and another kind at once, and its header may
-        # flag burned-in text, which must not be overlooked.
-        if not is_dicom(contents[0]):
-            return decode(contents[0], settings)
-    # imports pydicom and its decoders, which a corpus without DICOM does not need
-    from stages.corpus.dicom.series import read_series
-
-    series = read_series(contents, dicom, settings.max_megapixels * 10**6)
-
-    def resize_frame(index: int) -> Image.Image:
-        frame = Image.fromarray(series.frames[index]).convert("RGB")
-        return _resize_by_pillow(frame, settings)
-
-    frames = LazySequence(len(series.frames), resize_frame)
-    tags = series.tags
-    return Decoded(
-        image=frames[series.representative],
-        width=tags.columns,
-        height=tags.rows,
-        mode=tags.photometric,
-        frames=frames if len(frames) > 1 else (),
-        tags=tags,
-    )
 
 
 def decode(content: bytes, settings: Resize) -> Decoded:
@@ -216,6 +185,7 @@ _NOT_IMAGES: Final = {
     b"<?xml": "XML, perhaps an error message or an SVG drawing: download it again, or export a PNG",
     b"%pdf": "a PDF: export its page as PNG",
     b"pk\x03\x04": "an archive: unpack it, and name the files in it",
+    b"\x1f\x8b": "packed by gzip, and not NIfTI, or truncated: unpack it, and name the files in it",
 }
 """Beginning of a file, in lower case -> what it is, and what to do."""
 _DICOM_STARTS: Final = (b"\x02\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
@@ -372,7 +342,7 @@ def _resize_by_libvips(opened: pyvips.Image, settings: Resize) -> NDArray[np.uin
     enlarged = min(opened.width, opened.height) < size
     # libvips enlarges by other formulas than Pillow, and is no faster with one channel
     if enlarged or opened.bands == 1 or settings.resample not in _KERNELS:
-        return np.asarray(_resize_by_pillow(Image.fromarray(_pixels(opened)), settings))
+        return np.asarray(resize_by_pillow(Image.fromarray(_pixels(opened)), settings))
     # Widths first, as Pillow does: both clip to 0 to 255 in between, so in libvips's own order
     # black-and-white content would be off by more than a level.
     kernel = _KERNELS[settings.resample]
@@ -396,11 +366,12 @@ def _decode_by_pillow(content: bytes, settings: Resize) -> Decoded:
     _check_size(opened.width, opened.height, settings)
     _check_frames(getattr(opened, "n_frames", 1), settings)
     upright = ImageOps.exif_transpose(opened)
-    image = _resize_by_pillow(_to_rgb(upright, settings), settings)
+    image = resize_by_pillow(_to_rgb(upright, settings), settings)
     return Decoded(image, upright.width, upright.height, upright.mode)
 
 
-def _resize_by_pillow(image: Image.Image, settings: Resize) -> Image.Image:
+def resize_by_pillow(image: Image.Image, settings: Resize) -> Image.Image:
+    """Scale an image to the square of the settings."""
     resample = Image.Resampling[settings.resample.upper()]
     return image.resize((settings.size, settings.size), resample)
 

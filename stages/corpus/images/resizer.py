@@ -17,12 +17,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from PIL import Image
-
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
-from stages.core.params import Dicom, Resize
+from stages.core.params import Dicom, Resize, Volume
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.images.brightness import brightness
 from stages.corpus.images.decoding import (
@@ -30,9 +28,10 @@ from stages.corpus.images.decoding import (
     ENCODER,
     Decoded,
     ImageError,
-    decode_files,
     encode,
 )
+from stages.corpus.images.files import decode_files
+from stages.corpus.images.frames import VolumeFrames
 from stages.corpus.images.hashes import perceptual_hash, pixel_hash
 from stages.corpus.images.image_cache import CachedImage, ImageCache
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
@@ -106,8 +105,9 @@ class ImageResizer:
         fetch: Reads a corpus file; called from any thread; raises UnreadError.
         resize: Settings of the result.
         dicom: Settings for DICOM files.
+        volume: Settings for volumes.
         cache: Where results of earlier runs are looked up, and new ones are added.
-        frames: Folder of the shards of DICOM frames.
+        frames: Keeps the frames of volumes that questions show.
     """
 
     def __init__(
@@ -118,8 +118,9 @@ class ImageResizer:
         fetch: Callable[[str], bytes],
         resize: Resize,
         dicom: Dicom,
+        volume: Volume,
         cache: ImageCache,
-        frames: Path,
+        frames: VolumeFrames,
     ) -> None:
         self._slug = slug
         self._modality = modality
@@ -127,24 +128,27 @@ class ImageResizer:
         self._fetch = fetch
         self._resize = resize
         self._dicom = dicom
+        self._volume = volume
         self._cache = cache
         self._settings = [
             slug,
             [modality.names[0], *modality.dicom],
             resize.model_dump(mode="json"),
             dicom.model_dump(mode="json"),
+            volume.model_dump(mode="json", include={"plane", "window"}),
         ]
         self._cached: dict[str, CachedImage] = {}
-        self._frames_folder = frames
+        self._frames = frames
         self.decoded_count = 0
         """Number of images that were decoded rather than found in the cache."""
 
     def write_shards(self, folder: Path) -> ImageMetadata:
-        """Write the shards of all images into `folder`, those of frames too; the result of each."""
+        """Write the shards of all images into `folder`; the result of each."""
         metadata = ImageMetadata()
         unlinked: list[list[str]] = []
         for shard in cut(sorted(self._sources)):
-            cached = self._cache.lookup(sorted({self._key(name) for name in shard}))
+            keys = set(map(self._key, shard)) | set(map(self._plain_key, shard))
+            cached = self._cache.lookup(sorted(keys))
             results = self._link_shard(shard, cached, folder)
             if results is None:
                 unlinked.append(shard)
@@ -165,9 +169,25 @@ class ImageResizer:
 
     def _key(self, name: str) -> str:
         """Cache key: a hash of all that determines the result."""
+        return self._hash(name, stacked=self._frames.stacked(name))
+
+    def _plain_key(self, name: str) -> str:
+        """Cache key of an image that is no volume, whatever is asked of volumes."""
+        return self._hash(name, stacked=False)
+
+    def _hash(self, name: str, *, stacked: bool) -> str:
         source = self._sources[name]
-        parts = [[digest for _, digest in source.files], source.folder, self._settings, DECODER]
+        digests = [digest for _, digest in source.files]
+        parts = [digests, source.folder, stacked, self._settings, DECODER]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _find(self, name: str, cached: Mapping[str, CachedImage]) -> CachedImage | None:
+        """The cached result of an image, if it holds for what is asked of volumes."""
+        own = cached.get(self._key(name))
+        plain = cached.get(self._plain_key(name))
+        if own is None and plain is not None and _is_plain(_cached_result(plain)):
+            return plain
+        return own
 
     def _link_shard(
         self, shard: Sequence[str], cached: Mapping[str, CachedImage], folder: Path
@@ -180,7 +200,7 @@ class ImageResizer:
         """
         results: dict[str, ImageResult] = {}
         for name in shard:
-            entry = cached.get(self._key(name))
+            entry = self._find(name, cached)
             if entry is None:
                 return None
             results[name] = _cached_result(entry)
@@ -192,16 +212,10 @@ class ImageResizer:
         return None
 
     def _ensure_frames_linked(self, name: str, result: ImageResult) -> bool:
-        """Link the frames of an image, if it has several; False if they are not in the cache."""
+        """Link the frames of a volume that are shown; False if they are not in the cache."""
         if isinstance(result, ImageError) or "frames" not in result:
             return True
-        target = self._frames_folder / self._frames_name(name)
-        return target.exists() or self._cache.link_shard(target.name, target)
-
-    def _frames_name(self, name: str) -> str:
-        # The name counts beside the key: it is part of the members' names, and the same bytes may
-        # lie in the corpus under several names.
-        return shard_name([(f"{png_name(name)}/frames", self._key(name))])
+        return self._frames.find(name, self._key(name), result["frames"])
 
     def _shard_name(self, results: Mapping[str, ImageResult]) -> str | None:
         """File name of a shard, from pixels and encoder only; None if no image is usable."""
@@ -214,7 +228,7 @@ class ImageResizer:
 
     def _load(self, name: str) -> _Resized:
         """Read an image from the cache, or decode it."""
-        entry = self._cached.get(self._key(name))
+        entry = self._find(name, self._cached)
         if entry is not None:
             result = _cached_result(entry)
             if entry.shard is None:
@@ -232,31 +246,22 @@ class ImageResizer:
 
         try:
             contents = LazySequence(len(source.files), fetch)
-            image = decode_files(contents, self._resize, self._dicom, folder=source.folder)
+            image = decode_files(
+                contents,
+                self._resize,
+                self._dicom,
+                self._volume,
+                folder=source.folder,
+                slices_named=self._frames.stacked(name),
+            )
             check_modality(image, self._modality)
             metadata = describe(image)
             if image.frames:
                 metadata["frames"] = len(image.frames)
-                self._write_frames(name, image.frames)
+                self._frames.write(name, self._key(name), image.frames)
             return _Resized(name, metadata, encode(image.image), decoded=True)
         except ImageError as error:
             return _Resized(name, error, b"", decoded=True)
-
-    def _write_frames(self, name: str, frames: Sequence[Image.Image]) -> None:
-        """Write the shard of an image's frames; ImageError if one is damaged."""
-        folder = name.removeprefix(IMAGES)
-        members = (
-            (f"{folder}/{number:04d}.png", encode(frame))
-            for number, frame in enumerate(frames, start=1)
-        )
-        path = self._frames_folder / self._frames_name(name)
-        part = path.with_suffix(".part")
-        try:
-            write_shard(part, members)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        self._cache.add_shard(path, ())
 
     def _write_shard(self, images: Iterable[_Resized], folder: Path) -> dict[str, ImageResult]:
         """Write a shard as its images arrive, and add it to the cache; their results."""
@@ -275,7 +280,8 @@ class ImageResizer:
         refusals: list[tuple[str, dict[str, Any]]] = []
         for name, result in results.items():
             if not isinstance(result, ImageError):
-                usable.append((self._key(name), png_name(name), result))
+                key = self._plain_key(name) if _is_plain(result) else self._key(name)
+                usable.append((key, png_name(name), result))
             elif not isinstance(result, UnreadError):  # unread bytes may be readable next time
                 facts = {"why": str(result), "reason": result.reason}
                 refusals.append((self._key(name), facts))
@@ -313,6 +319,11 @@ def check_modality(image: Decoded, modality: Category) -> None:
             f" {declared!r}",
             Reason.MODALITY_MISMATCH,
         )
+
+
+def _is_plain(result: ImageResult) -> bool:
+    """Whether an image could be used and is no volume."""
+    return not isinstance(result, ImageError) and "frames" not in result
 
 
 def _cached_result(entry: CachedImage) -> ImageResult:

@@ -6,18 +6,27 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
 from stages.core.params import Params
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
-from stages.corpus.images.decoding import ImageError, decode_files
-from stages.corpus.images.resizer import check_modality, describe
+from stages.corpus.images.decoding import ImageError
+from stages.corpus.images.files import decode_files
+from stages.corpus.images.frames import FrameFacts, Slices, describe_frames, wanted_frames
+from stages.corpus.images.resizer import ImageResult, check_modality, describe
+from stages.corpus.images.shown import add_images
 from stages.corpus.inspection.findings import Findings
 from stages.corpus.quarantine.advice import DUPLICATE_IMAGES
 from stages.corpus.records.records import Record, refuse
+from stages.corpus.records.texts import RefusedRecord
+
+_STORE: Final = Path("resized")
+"""Where the images would lie; nothing is written."""
 
 
 class _DecodedImage(NamedTuple):
@@ -27,8 +36,10 @@ class _DecodedImage(NamedTuple):
     digest: bytes = b""
     error: ImageError | None = None
     modality_errors: Mapping[str, ImageError] = {}
-    metadata: Mapping[str, Any] = {}
+    metadata: dict[str, Any] = {}  # noqa: RUF012  # a tuple's default
     """As stage resize adds to a record."""
+    frames: Mapping[int, FrameFacts] = {}
+    """Those of a volume that questions show."""
 
 
 def decodable(
@@ -37,44 +48,53 @@ def decodable(
     files: Mapping[str, list[str]],
     params: Params,
     findings: Findings,
-) -> tuple[list[Record], dict[str, Mapping[str, Any]]]:
-    """Records whose image can be decoded, and image -> metadata; notes images of the same bytes.
+) -> list[Record]:
+    """Records whose images can be decoded, as after stage resize; notes images of the same bytes.
 
-    `files`: image path -> its files, several for a DICOM series.
+    Their `image` is the path in the corpus. `files`: image path -> its files, several for a series.
     """
     paths = sorted(files)
     modalities: dict[str, set[str]] = defaultdict(set)
+    slices: dict[str, set[Slices]] = defaultdict(set)
     for record in records:
-        modalities[record.image_path].add(record.modality)
+        for path in record.image_paths:
+            modalities[path].add(record.modality)
+            slices[path].add(record.slices)
 
     def decode_image(path: str) -> _DecodedImage:
-        return _decode(corpus, path, files[path], modalities[path], params)
+        return _decode(corpus, path, files[path], modalities[path], slices[path], params)
 
-    errors: dict[tuple[str, str], ImageError] = {}
-    metadata: dict[str, Mapping[str, Any]] = {}
+    results: dict[str, dict[str, ImageResult]] = defaultdict(dict)
+    frames: dict[str, Mapping[int, FrameFacts]] = {}
     first: dict[bytes, str] = {}
     threads = os.cpu_count() or 1
     decoded = prefetch(decode_image, paths, threads=threads, budget=threads + 1)
     for image in counted(decoded, len(paths), "check", "image"):
         for slug in modalities[image.path]:
-            if error := image.error or image.modality_errors.get(slug):
-                errors[image.path, slug] = error
-        metadata[image.path] = image.metadata
+            error = image.error or image.modality_errors.get(slug)
+            results[slug][image.path] = error or image.metadata
+        frames[image.path] = image.frames
         original = image.path if image.error else first.setdefault(image.digest, image.path)
         if original != image.path:
             findings.note(DUPLICATE_IMAGES, image.path, original, "the same bytes as this one")
     usable = []
     for record in records:
-        if error := errors.get((record.image_path, record.modality)):
-            why = f"the image cannot be used: {error}"
-            findings.refuse(refuse(record, record.image_path, why, error.reason))
+        try:
+            fields = add_images(record, results[record.modality], frames, _STORE, params.volume)
+        except RefusedRecord as refusal:
+            findings.refuse(refuse(record, refusal.what, refusal.why, refusal.reason))
         else:
-            usable.append(record)
-    return usable, metadata
+            usable.append(replace(record, fields=fields | {"image": record.image_path}))
+    return usable
 
 
 def _decode(
-    corpus: Corpus, path: str, names: list[str], modalities: Collection[str], params: Params
+    corpus: Corpus,
+    path: str,
+    names: list[str],
+    modalities: Collection[str],
+    slices: Collection[Slices],
+    params: Params,
 ) -> _DecodedImage:
     """Decode an image with all its frames, and compare its header with the records' modalities."""
     digest = hashlib.sha256()
@@ -83,9 +103,16 @@ def _decode(
         contents = [corpus.fetch(name) for name in names]
         for content in contents:
             digest.update(content)
-        image = decode_files(contents, params.resize, params.dicom, folder=names != [path])
-        for _ in image.frames:  # each is decoded on access
-            pass
+        image = decode_files(
+            contents,
+            params.resize,
+            params.dicom,
+            params.volume,
+            folder=names != [path],
+            slices_named=any(slices),
+        )
+        wanted = wanted_frames(len(image.frames), params.volume, slices) if image.frames else ()
+        frames = describe_frames(image.frames, wanted)
         for slug in modalities:
             try:
                 check_modality(image, params.taxonomy.modalities.categories[slug])
@@ -95,4 +122,7 @@ def _decode(
         return _DecodedImage(path, error=error)
     except DamagedMemberError as error:
         return _DecodedImage(path, error=ImageError(str(error)))
-    return _DecodedImage(path, digest.digest()[:16], None, wrong, describe(image))
+    metadata = describe(image)
+    if image.frames:
+        metadata["frames"] = len(image.frames)
+    return _DecodedImage(path, digest.digest()[:16], None, wrong, metadata, frames)

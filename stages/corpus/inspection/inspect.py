@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -113,12 +113,14 @@ def inspect(
     splits: dict[str, dict[str, tuple[int, int]]] = {}
     _note_unused_images(corpus, set(chain.from_iterable(files.values())), findings)
     if images:
-        usable, metadata = decodable(corpus, usable, files, params, findings)
+        usable = decodable(corpus, usable, files, params, findings)
         is_complete = _note_missing_splits(usable, params.taxonomy.axes, findings)
-        splits = _run_data_tests(usable, metadata, params, findings, is_complete=is_complete)
+        splits = _run_data_tests(usable, params, findings, is_complete=is_complete)
     else:
         _note_missing_splits(usable, params.taxonomy.axes, findings)
-    distinct = {(record.modality, record.image_path) for record in usable}
+    distinct: set[tuple[str, str]] = set()
+    for record in usable:
+        distinct.update((record.modality, path) for path in record.image_paths)
     is_csv = bool(corpus.question_files) and all(map(_is_csv, corpus.question_files))
     return Inspection(
         layout="CSV" if is_csv else "OmniMedVQA",
@@ -204,7 +206,6 @@ def _is_missing_image(row: Row) -> bool:
 
 def _run_data_tests(
     records: Sequence[Record],
-    metadata: Mapping[str, Mapping[str, Any]],
     params: Params,
     findings: Findings,
     *,
@@ -215,13 +216,7 @@ def _run_data_tests(
     Those that need questions of all modalities and types count only if the corpus `is_complete`.
     Contradictory labels are listed even if they are within their limit.
     """
-    full = [
-        replace(
-            record,
-            fields={**record.fields, "image": record.image_path, **metadata[record.image_path]},
-        )
-        for record in sorted(records, key=lambda record: record.question_id)
-    ]
+    full = sorted(records, key=lambda record: record.question_id)
     if not full:
         return {}
     axes = params.taxonomy.axes
@@ -284,7 +279,7 @@ def _note_missing_splits(records: Sequence[Record], axes: Axes, findings: Findin
     images: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for slug in (record.modality, record.question_type):
-            images[slug].add(record.image_path)
+            images[slug].update(record.image_paths)
     for axis, slugs in axes.items():
         for slug in slugs:
             count = len(images[slug])

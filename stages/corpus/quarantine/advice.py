@@ -138,6 +138,20 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "texts with a model's special tokens",
         "Remove the token or tag: a model would interpret it as a command.",
     ),
+    Reason.FIELD_AGE: Advice(
+        "ages that cannot be read",
+        "Write the years as a number, 54, or a band, 50-59; of infants the unit too, 6 months; from"
+        " 90 years on 90+.",
+    ),
+    Reason.FIELD_SEX: Advice(
+        "sexes that cannot be read", "Write female, male, other or unknown, or F, M, O or U."
+    ),
+    Reason.FIELD_IDENTIFIER: Advice(
+        "contexts that may identify a patient",
+        "Take out names, dates but for the year, numbers of records, phones and addresses, and"
+        " write ages over 89 as 90+. Reword what only looks like one. Then read the other contexts,"
+        " too: patterns cannot find everything (docs/own-data.md).",
+    ),
     Reason.OPTION_COUNT: Advice("too few options", "Give at least two options, or remove it."),
     Reason.OPTION_GAP: Advice(
         "gaps in the options", "Fill in the missing option, or move the later ones up."
@@ -179,6 +193,10 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "Write the path relative to the CSV's folder, with / between folders; in JSON from"
         " Images/ on.",
     ),
+    Reason.IMAGE_LIST: Advice(
+        "lists of images that cannot be used",
+        "Name each image of the question once, in order, and only those of one patient.",
+    ),
     Reason.IMAGE_MISSING: Advice(
         "images that are missing",
         "Add the file, or correct the path, which is case-sensitive and includes the suffix.",
@@ -188,7 +206,8 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     ),
     Reason.IMAGE_FORMAT: Advice(
         "files in an unknown image format",
-        "Export as PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM; renaming the file is not enough.",
+        "Export as PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM or NIfTI; renaming the file is not"
+        " enough.",
     ),
     Reason.IMAGE_SYNTAX: Advice(
         "DICOM files in an unsupported transfer syntax",
@@ -202,6 +221,16 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.IMAGE_SERIES: Advice(
         "folders that are not one DICOM series",
         "A folder that a record names must hold the files of one series, of one size and kind.",
+    ),
+    Reason.IMAGE_VOLUME: Advice(
+        "volumes that cannot be shown slice by slice as params.yaml asks",
+        "Complete or separate the slices that the reason names, or export the volume with its"
+        " positions. With volume.plane: acquired and volume.frames: 1 a volume is shown as it was"
+        " stored, by one slice (docs/ingest-dicom.md).",
+    ),
+    Reason.IMAGE_SLICE: Advice(
+        "questions about slices that are not there",
+        "Write their numbers, counted from 1 in the order of the volume, each once, as 12|14|16.",
     ),
     Reason.IMAGE_TOO_LARGE: Advice(
         "images that are too large",

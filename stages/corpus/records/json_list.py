@@ -15,6 +15,7 @@ from sys import intern
 from typing import Any, Final, NamedTuple
 
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.context import CONTEXT
 from stages.corpus.records.texts import RefusedRecord, is_unicode
 
 _MAX_RECORD: Final = 1_000_000
@@ -163,7 +164,8 @@ def _refusal(raw: Any, size: int, has_surrogates: bool) -> RefusedRecord | None:
             _check_value(value, 1)
         except RefusedRecord as refusal:
             name = key if is_unicode(key) else "a field's name"
-            return RefusedRecord(refusal.what, f"{name} {refusal.why}", refusal.reason)
+            what = name if key in CONTEXT else refusal.what  # a context is never quoted
+            return RefusedRecord(what, f"{name} {refusal.why}", refusal.reason)
     return None
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.quarantine.image_errors import ImageError
-from stages.corpus.records.records import PATIENT, Record
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.records import PATIENT, Reading, Record, refuse
 
 _PLACEHOLDERS: Final = frozenset(
     (
@@ -52,6 +54,31 @@ def patient_of_file(content: bytes) -> bytes | None:
     return hashed_id("\\".join(values))
 
 
+def refuse_mixed_patients(
+    reading: Reading, files: Mapping[str, Sequence[str]], patient_of: Mapping[str, bytes]
+) -> Reading:
+    """The same reading with records refused whose several images are of different patients.
+
+    Arguments as of `link_patients`.
+    """
+    records: list[Record] = []
+    rows = list(reading.rows)
+    for record in reading.records:
+        if len(record.image_paths) > 1 and len(_ids_of_files(record, files, patient_of)) > 1:
+            why = "images of different patients, by PatientID in the DICOM headers"
+            rows.append(refuse(record, list(record.image_paths), why, Reason.IMAGE_LIST))
+        else:
+            records.append(record)
+    return Reading(reading.read, records, rows)
+
+
+def _ids_of_files(
+    record: Record, files: Mapping[str, Sequence[str]], patient_of: Mapping[str, bytes]
+) -> set[bytes]:
+    names = chain.from_iterable(files[image] for image in record.image_paths)
+    return {patient_of[name] for name in names if name in patient_of}
+
+
 def link_patients(
     records: Iterable[Record],
     files: Mapping[str, Sequence[str]],
@@ -64,11 +91,11 @@ def link_patients(
     """
     links: list[tuple[str, tuple[str, bytes]]] = []
     for record in records:
-        image = record.image_path
-        ids = {patient_of[name] for name in files[image] if name in patient_of}
+        ids = _ids_of_files(record, files, patient_of)
         if own := hashed_id(record.fields.get(PATIENT)):
             ids.add(own)
-        links += ((image, (record.dataset, each)) for each in ids)
+        for image in record.image_paths:
+            links += ((image, (record.dataset, each)) for each in ids)
     if not links:
         return {}
     import networkx as nx  # takes a tenth of a second, and few corpora name patients

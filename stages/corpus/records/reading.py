@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
@@ -10,7 +10,7 @@ from stages.corpus.dataset.paths import image_files
 from stages.corpus.dicom.headers.modality import declared_modality
 from stages.corpus.quarantine.ledger import RecordLocation, Row
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.records import Reading, read_record_files, refuse
+from stages.corpus.records.records import Reading, Record, read_record_files, refuse
 from stages.corpus.records.texts import RefusedRecord
 from stages.taxonomy import Taxonomy
 
@@ -58,13 +58,27 @@ def find_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, li
     """
     names = corpus.names
     files_of: dict[str, list[str]] = {}
-    for path in sorted({record.image_path for record in reading.records}):
+    paths: set[str] = set()
+    for record in reading.records:
+        paths.update(record.image_paths)
+    for path in sorted(paths):
         if files := image_files(names, path):
             files_of[path] = files
-    rows = [
-        refuse(record, record.image_path, "the image is not in the corpus", Reason.IMAGE_MISSING)
-        for record in reading.records
-        if record.image_path not in files_of
-    ]
-    records = [record for record in reading.records if record.image_path in files_of]
-    return Reading(reading.read, records, [*reading.rows, *rows]), files_of
+    records: list[Record] = []
+    rows = list(reading.rows)
+    for record in reading.records:
+        missing = next((path for path in record.image_paths if path not in files_of), None)
+        if missing is None:
+            records.append(record)
+        else:
+            why = "the image is not in the corpus"
+            rows.append(refuse(record, missing, why, Reason.IMAGE_MISSING))
+    return Reading(reading.read, records, rows), _used(files_of, records)
+
+
+def _used(files_of: Mapping[str, list[str]], records: Iterable[Record]) -> dict[str, list[str]]:
+    """Without the images of refused records alone, which need not be read."""
+    used: set[str] = set()
+    for record in records:
+        used.update(record.image_paths)
+    return {path: files for path, files in files_of.items() if path in used}

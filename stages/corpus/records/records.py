@@ -2,9 +2,10 @@
 
 `QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id,
 question_type, question, gt_answer (the TEXT of an option, not its letter), image_path, option_A,
-option_B and so on (2 to 26 in all), modality_type, and patient if it is known. A record is used as
-it is or refused with a reason, never corrected. A user's CSV yields such records, too
-(stages/corpus/records/table.py).
+option_B and so on (2 to 26 in all), modality_type, and, if they are known, patient and the fields
+of a context (stages/corpus/records/context.py). `images`, a list of paths, may stand for image_path
+(stages/corpus/records/images.py). A record is used as it is or refused with a reason, never
+corrected. A user's CSV yields such records, too (stages/corpus/records/table.py).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Any, Final
 
 from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines
-from stages.corpus.dataset.paths import IMAGES, MAX_NAME_BYTES, has_long_name, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, format_problem, letter_options, parse_problem
 from stages.corpus.quarantine.ledger import RecordLocation, Row, safe_text
 from stages.corpus.quarantine.reasons import UNKNOWN_NAME, Reason
+from stages.corpus.records.context import context_of
+from stages.corpus.records.images import IMAGE, SEVERAL, read_image_paths, read_slices
 from stages.corpus.records.json_list import RawRecord, parse_list
 from stages.corpus.records.labels import check_labels
 from stages.corpus.records.table import parse_table
@@ -60,6 +62,7 @@ FIELDS: Final = (
     "image_path",
     "modality_type",
 )
+_FIELDS_OF_SEVERAL: Final = tuple(field for field in FIELDS if field != IMAGE)
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
 PATIENT: Final = "patient"
@@ -85,10 +88,20 @@ class Record:
     question: str
     options: tuple[str, ...]
     gold: str
-    image_path: str
+    image_paths: tuple[str, ...]
+    """Files or folders below Images/, in order: most records have one."""
+    slices: tuple[int, ...]
+    """Frames of its volume that it names, from 1; empty: as `volume` in params.yaml says."""
     location: RecordLocation
     fields: Mapping[str, Any]
     """All fields of the record, as written."""
+    context: str | None = None
+    """What is known of the patient, in one line."""
+
+    @property
+    def image_path(self) -> str:
+        """The image, or the first of several, by which the question is listed."""
+        return self.image_paths[0]
 
 
 @dataclass(frozen=True)
@@ -181,7 +194,8 @@ def check_record(raw: object, location: RecordLocation, taxonomy: Taxonomy) -> R
     raw, text, options = _check_fields(raw)
     modality = _slug(raw, taxonomy.modalities)
     question_type = _slug(raw, taxonomy.question_types)
-    _check_image_path(raw["image_path"])
+    image_paths = read_image_paths(raw)
+    slices = read_slices(raw, image_paths)
     _check_published_form(text["question"], options)
     return Record(
         question_id=raw["question_id"],
@@ -191,17 +205,20 @@ def check_record(raw: object, location: RecordLocation, taxonomy: Taxonomy) -> R
         question=text["question"],
         options=options,
         gold=LETTERS[options.index(text["gt_answer"])],
-        image_path=raw["image_path"],
+        image_paths=image_paths,
+        slices=slices,
         location=location,
         fields=raw,
+        context=context_of(raw),
     )
 
 
 def check_texts(raw: object) -> None:
     """Raise RefusedRecord for the first problem of a record but an unknown modality or type."""
     raw, text, options = _check_fields(raw)
-    _check_image_path(raw["image_path"])
+    read_slices(raw, read_image_paths(raw))
     _check_published_form(text["question"], options)
+    context_of(raw)
 
 
 def _check_fields(raw: object) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
@@ -209,7 +226,8 @@ def _check_fields(raw: object) -> tuple[dict[str, Any], dict[str, str], tuple[st
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
     option_keys = [key for key in raw if key.startswith("option_") and _OPTION_NAME.fullmatch(key)]
-    text = _texts(raw, [*FIELDS, *option_keys])
+    required = FIELDS if SEVERAL not in raw else _FIELDS_OF_SEVERAL
+    text = _texts(raw, [*required, *option_keys])
     if raw.get(PATIENT) is not None:
         _check_text(raw, PATIENT)
     options = tuple([text[field] for field in _option_fields(option_keys)])
@@ -282,8 +300,10 @@ def _with_modality(raw: object, modality_of: ModalityOf, modalities: Vocabulary)
     """The record with its image's modality_type, if it has none and the image declares one."""
     if not isinstance(raw, dict) or "modality_type" in raw:
         return raw
-    image_path = raw.get("image_path")
-    slug = modality_of(image_path) if isinstance(image_path, str) else None
+    images = raw.get(SEVERAL, [raw.get(IMAGE)])
+    # the first of several speaks for all
+    first = images[0] if isinstance(images, list) and images else None
+    slug = modality_of(first) if isinstance(first, str) else None
     return raw if slug is None else raw | {"modality_type": modalities.name(slug)}
 
 
@@ -369,17 +389,6 @@ def _slug(raw: dict[str, Any], vocabulary: Vocabulary) -> str:
     suggestion = f"; did you mean {vocabulary.name(nearest)!r} (slug {nearest})?" if nearest else ""
     reason = UNKNOWN_NAME[field]
     raise RefusedRecord(raw[field], f"unknown {field}{suggestion}", reason)
-
-
-def _check_image_path(path: str) -> None:
-    problem = unsafe_path(path)
-    if not problem and (not path.startswith(IMAGES) or posixpath.normpath(path) != path):
-        problem = f"not a file under {IMAGES}"
-    if problem:
-        raise RefusedRecord(path, f"image_path is {problem}", Reason.IMAGE_PATH)
-    if has_long_name(path):
-        why = f"image_path has a name longer than {MAX_NAME_BYTES} bytes"
-        raise RefusedRecord(path, why, Reason.IMAGE_PATH)
 
 
 def _check_published_form(question: str, options: tuple[str, ...]) -> None:

@@ -22,6 +22,8 @@ from typing import Any, Final, NamedTuple
 from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, letter_options
 from stages.corpus.quarantine.reasons import UNKNOWN_NAME, Reason
+from stages.corpus.records.context import CONTEXT
+from stages.corpus.records.images import IMAGE, SEVERAL, SLICES
 from stages.corpus.records.json_list import RawRecord
 from stages.corpus.records.labels import check_labels
 from stages.corpus.records.texts import RefusedRecord
@@ -29,6 +31,8 @@ from stages.taxonomy import Taxonomy, Vocabulary
 
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "image": ("image", "image path", "image file", "picture", "file", "file name"),
+    "images": ("images", "image paths", "image files", "pictures"),
+    "slices": ("slices", "frames"),
     "question": ("question",),
     "options": ("options", "choices"),
     "answer": ("answer", "correct answer", "correct option", "gt answer"),
@@ -37,10 +41,16 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "id": ("id", "question id"),
     "dataset": ("dataset", "data set"),
     "patient": ("patient", "patient id", "subject", "subject id"),
+    "age": ("age", "patient age"),
+    "sex": ("sex", "gender", "patient sex"),
+    "history": ("history", "clinical history", "medical history"),
+    "indication": ("indication", "clinical indication"),
+    "context": ("context", "clinical context", "clinical information"),
 }
 """Column -> its names, in any case, with or without blanks, hyphens and underscores.
 
-Options may also have columns of their own: option A, option B and so on, choice A, or A.
+`images`, several in a cell, may stand for `image`. Options may also have columns of their own:
+option A, option B and so on, choice A, or A.
 """
 
 _REQUIRED = ("image", "question", "answer", "modality", "type")
@@ -50,6 +60,7 @@ _NUMBERED = re.compile(r"(?:option|choice)[\s_-]+[a-z]", re.IGNORECASE)
 """A column of one option, unlike "options": "option S"."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _OTHER_SEPARATOR = re.compile(r"[;,/\n\t]|\bor\b")
+_NUMBER = re.compile(r"[0-9]{1,7}")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _JSON_LIST = re.compile(r'\[\s*(?:"|\])')
 _PYTHON_LIST = re.compile(r"\[\s*'")
@@ -84,6 +95,11 @@ class Header:
             name for number, name in enumerate(self.names) if number not in used and name.strip()
         ]
 
+    @property
+    def is_private(self) -> bool:
+        """Whether rows have what must not be quoted, a patient's context."""
+        return not self.columns.keys().isdisjoint(CONTEXT)
+
     def row(self, cells: Sequence[str]) -> dict[str, str]:
         """Cells of the known columns: key of COLUMNS, or option letter -> cell."""
         return {role: cells[number] for role, number in self.columns.items()}
@@ -96,11 +112,12 @@ class Header:
                 "a row of another length than the first line: put a cell that contains a"
                 f" {delimiter} in quotation marks"
             )
-            raise RefusedRecord(cells, why, Reason.ROW_LENGTH)
+            what = f"{len(cells)} cells" if self.is_private else cells
+            raise RefusedRecord(what, why, Reason.ROW_LENGTH)
         for name, cell in zip(self.names, cells, strict=True):
             if cell.strip() and not name.strip():
                 why = "a cell in a column without a name: name the column, or remove it"
-                raise RefusedRecord(cell, why, Reason.COLUMN_UNNAMED)
+                raise RefusedRecord("" if self.is_private else cell, why, Reason.COLUMN_UNNAMED)
 
 
 def parse_table(text: str, dataset: str, taxonomy: Taxonomy) -> Iterator[RawRecord]:
@@ -166,7 +183,8 @@ def table_rows(text: str, header: Header) -> Iterator[TableRow]:
 def read_header(text: str) -> Header:
     """Detect delimiter and columns; RefusedRecord names missing and duplicate columns."""
     header = find_header(text)
-    check_header(header)
+    has_images = "images" in header.columns
+    check_header(header, [role for role in _REQUIRED if not (has_images and role == "image")])
     return header
 
 
@@ -273,7 +291,7 @@ def _id_only(cells: Sequence[str], header: Header) -> dict[str, str]:
     return {"question_id": cells[at].strip()} if at < len(cells) else {}
 
 
-def row_record(row: Mapping[str, str], dataset: str, name_of: NameOf) -> dict[str, str]:
+def row_record(row: Mapping[str, str], dataset: str, name_of: NameOf) -> dict[str, Any]:
     """A row as a raw record. Raises RefusedRecord unless there is exactly one way to read it.
 
     `row`: its cells under the keys of COLUMNS and option letters. `name_of` gives the names that
@@ -283,26 +301,27 @@ def row_record(row: Mapping[str, str], dataset: str, name_of: NameOf) -> dict[st
     answer = _answer(row["answer"], options)
     modality = name_of(row["modality"], "modality_type")
     kind = name_of(row["type"], "question_type")
-    image = row["image"].strip()
-    while image.startswith("./"):
-        image = image.removeprefix("./")
-    if is_address(image):
-        why = "an address: download the image, and write its path from the CSV's folder"
-        raise RefusedRecord(image, why, Reason.IMAGE_PATH)
-    if image and not image.startswith(IMAGES) and not unsafe_path(image):
-        image = IMAGES + image
+    images = _images(row)
+    image = images[0] if len(images) == 1 else images
     own_dataset = row.get("dataset", "").strip()
     question = row["question"].strip()
-    content = [own_dataset, kind, question, answer.strip(), image, options, modality]
-    record = {
+    context = {name: text for name in CONTEXT if (text := row.get(name, "").strip())}
+    content: list[Any] = [own_dataset, kind, question, answer.strip(), image, options, modality]
+    slices = _slices(row.get("slices", ""))
+    if slices is not None:
+        content.append(slices)
+    record: dict[str, Any] = {
         "dataset": own_dataset or dataset,
-        "question_id": row.get("id", "").strip() or content_id(content),
+        "question_id": row.get("id", "").strip() or content_id(content, context),
         "question_type": kind,
         "question": row["question"],
         "gt_answer": answer,
-        "image_path": image,
+        **({IMAGE: image} if isinstance(image, str) else {SEVERAL: image}),
         **options,
+        **context,
     }
+    if slices is not None:
+        record[SLICES] = slices
     if patient := row.get("patient", "").strip():
         record["patient"] = patient
     if modality.strip():  # otherwise the image's DICOM header may declare it
@@ -310,20 +329,55 @@ def row_record(row: Mapping[str, str], dataset: str, name_of: NameOf) -> dict[st
     return record
 
 
+def _images(row: Mapping[str, str]) -> list[str]:
+    """The paths of a row's images, as records write them: one, or those of the cell `images`."""
+    several = row.get("images", "").strip()
+    image = row.get("image", "").strip()
+    if several and image:
+        why = "an image, and images beside it: write all into the column of several, in order"
+        raise RefusedRecord(image, why, Reason.IMAGE_LIST)
+    return [_image(path) for path in (_split(several, "images") if several else [image])]
+
+
+def _image(path: str) -> str:
+    """The path of an image below Images/."""
+    while path.startswith("./"):
+        path = path.removeprefix("./")
+    if is_address(path):
+        why = "an address: download the image, and write its path from the CSV's folder"
+        raise RefusedRecord(path, why, Reason.IMAGE_PATH)
+    if path and not path.startswith(IMAGES) and not unsafe_path(path):
+        path = IMAGES + path
+    return path
+
+
+def _slices(cell: str) -> list[int] | None:
+    """The numbers in a cell, as 3|7|9 or 3, 7, 9; None if it is empty."""
+    if not cell.strip():
+        return None
+    words = re.split(r"[|,;\s]+", cell.strip().removeprefix("[").removesuffix("]").strip())
+    if not all(_NUMBER.fullmatch(word) for word in words):
+        why = "slices are whole numbers, counted from 1, with | between them"
+        raise RefusedRecord(cell, why, Reason.IMAGE_SLICE)
+    return [int(word) for word in words]
+
+
 def is_address(path: str) -> bool:
     """Whether an image path is an address, such as https://..., and not a file's."""
     return _ADDRESS.match(path) is not None
 
 
-def content_id(content: list[Any]) -> str:
-    """An id that does not depend on the row's position or file."""
+def content_id(content: list[Any], context: Mapping[str, Any] | None = None) -> str:
+    """An id that does not depend on the row's position or file; `context`: its fields, if any."""
+    if context:
+        content = [*content, dict(context)]
     return f"row-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]}"
 
 
 def _options(row: Mapping[str, str]) -> dict[str, str]:
     """The options of a row under OmniMedVQA's names, without empty ones."""
     if "options" in row:
-        texts = _split(row["options"].strip())
+        texts = _split(row["options"].strip(), "options")
         if len(texts) == 1 and _OTHER_SEPARATOR.search(texts[0]):
             why = "one option, as no | is in the cell: put | between the options"
             raise RefusedRecord(row["options"], why, Reason.OPTIONS_FORM)
@@ -341,21 +395,22 @@ def _options(row: Mapping[str, str]) -> dict[str, str]:
     return options
 
 
-def _split(cell: str) -> list[str]:
-    """The options in one cell: a JSON list of texts, or texts separated by |."""
+def _split(cell: str, name: str) -> list[str]:
+    """The texts in a cell `name`, "options" or "images": a JSON list, or separated by |."""
+    reason = Reason.OPTIONS_FORM if name == "options" else Reason.IMAGE_LIST
     if _PYTHON_LIST.match(cell):
-        why = 'options look like a Python list: put each in "..." as in JSON, or | between them'
-        raise RefusedRecord(cell, why, Reason.OPTIONS_FORM)
+        why = f'{name} look like a Python list: put each in "..." as in JSON, or | between them'
+        raise RefusedRecord(cell, why, reason)
     if not _JSON_LIST.match(cell):
         return [text.strip() for text in cell.split("|")] if cell else []
     try:
         texts = json.loads(cell)
     except (ValueError, RecursionError) as error:
-        why = f"options begin like a JSON list but are not one ({error})"
-        raise RefusedRecord(cell, why, Reason.OPTIONS_FORM) from None
+        why = f"{name} begin like a JSON list but are not one ({error})"
+        raise RefusedRecord(cell, why, reason) from None
     if not all(isinstance(text, str) for text in texts):
-        why = "options are a JSON list, but not only of texts"
-        raise RefusedRecord(cell, why, Reason.OPTIONS_FORM)
+        why = f"{name} are a JSON list, but not only of texts"
+        raise RefusedRecord(cell, why, reason)
     return list(texts)
 
 

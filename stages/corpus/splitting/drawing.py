@@ -11,12 +11,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from stages.core.params import Splits
 from stages.corpus.dataset.problems import format_problem, format_solution
+from stages.corpus.records.images import SHOWN, SOURCES
 from stages.corpus.records.records import PATIENT, Record
 from stages.corpus.splitting.draws import Draw, Item, by_fold
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
@@ -147,7 +148,7 @@ def _by_slug(items: Sequence[Item], axis: str, slugs: Sequence[str]) -> dict[str
 
 def make_item(record: Record) -> Item:
     """The question of a split file."""
-    return {
+    item: dict[str, Any] = {
         "image": record.fields["image"],
         "problem": format_problem(record.question, record.options),
         "solution": format_solution(record.gold),
@@ -157,26 +158,52 @@ def make_item(record: Record) -> Item:
         "modality": record.modality,
         "question_type": record.question_type,
     }
+    if SHOWN in record.fields:
+        item["images"] = record.fields[SHOWN]
+    if record.context is not None:
+        item["context"] = record.context
+    return item
 
 
 def grouped_images(records: Sequence[Record], settings: Splits) -> list[GroupedImage]:
-    """The distinct images of the records."""
+    """The distinct images of the records; those that a question shows are linked."""
     patterns = [re.compile(pattern) for pattern in settings.patient_patterns]
     by_path: dict[str, GroupedImage] = {}
     for record in records:
-        image = record.fields["image"]
+        fields = record.fields
+        sources = fields.get(SOURCES, ())
+        image = fields["image"]
         by_path[image] = GroupedImage(
             image,
-            record.fields["pixel_hash"],
-            record.fields["perceptual_hash"],
-            _patient(record, patterns),
+            fields["pixel_hash"],
+            fields["perceptual_hash"],
+            _patient(record, record.image_path, patterns),
             record.dataset,
+            _merged(by_path.get(image), [each["image"] for each in sources]),
         )
+        for path, each in zip(record.image_paths, sources, strict=False):
+            known = by_path.get(each["image"])
+            by_path[each["image"]] = GroupedImage(
+                each["image"],
+                each["pixel_hash"],
+                each["perceptual_hash"],
+                _patient(record, path, patterns),
+                record.dataset,
+                _merged(known, [image]),
+                tuple(sorted({*(known.frame_hashes if known else ()), *each["frames"]})),
+            )
     return list(by_path.values())
 
 
-def _patient(record: Record, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
+def _merged(known: GroupedImage | None, linked: Sequence[str]) -> tuple[str, ...]:
+    """What an image is linked to, by all questions about it."""
+    return tuple(sorted({*(known.linked if known else ()), *linked}))
+
+
+def _patient(
+    record: Record, image_path: str, patterns: Sequence[re.Pattern[str]]
+) -> tuple[str, str] | None:
     """The patient by the record (table or DICOM header), or else by the path of the image."""
     if first := record.fields.get(PATIENT):
         return "", first  # the name of an image, which no two data sets share
-    return patient_of(record.image_path, patterns)
+    return patient_of(image_path, patterns)

@@ -102,11 +102,12 @@ def misfiled_records(records: Sequence[Record], file_of: Mapping[str, str]) -> M
 
 
 def repeated_questions(records: Sequence[Record]) -> Measurement:
-    """Share of questions that repeat another: same words, options in any order, same image."""
+    """Share of questions that repeat another: same words, context, options in any order, image."""
     first: dict[tuple[Any, ...], Record] = {}
     violations = []
     for record in records:
-        key = record.question, tuple(sorted(record.options)), record.fields["pixel_hash"]
+        options = tuple(sorted(record.options))
+        key = record.question, record.context, options, record.fields["pixel_hash"]
         original = first.setdefault(key, record)
         if original is not record:
             violations.append(f"{record.question_id} repeats {original.question_id}")
@@ -128,16 +129,16 @@ class _Variant(NamedTuple):
 def contradictions(records: Sequence[Record]) -> Measurement:
     """Share of questions whose answer another question offers as an option and rules out.
 
-    Two such questions have the same words and the same pixels. Different answers alone are no
+    Two such questions have the same words, context and pixels. Different answers alone are no
     contradiction: "CT" and "Computed tomography" may both be right where only one is offered.
     """
-    # (question, pixels) -> variant -> ids of the questions
-    variants_of: dict[tuple[str, str], dict[_Variant, list[str]]] = defaultdict(
+    # (question, context, pixels) -> variant -> ids of the questions
+    variants_of: dict[tuple[str, str | None, str], dict[_Variant, list[str]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for record in records:
         variant = _Variant(record.options[LETTERS.index(record.gold)], frozenset(record.options))
-        key = record.question, record.fields["pixel_hash"]
+        key = record.question, record.context, record.fields["pixel_hash"]
         variants_of[key][variant].append(record.question_id)
     contradictory: set[str] = set()
     examples = []

@@ -21,13 +21,19 @@ _MOST_LINKS: Final = 2**20
 
 @dataclass(frozen=True)
 class GroupedImage:
-    """One image for grouping: path, hashes (64 hex digits each), data set, patient if known."""
+    """One image for grouping: path, hashes (64 hex digits each), data set, patient if known.
+
+    `linked`: paths of others that a question shows together with it. `frame_hashes`: pixel hashes
+    of the frames that are shown of a volume, without blank ones.
+    """
 
     image: str
     pixel_hash: str
     perceptual_hash: str
     patient: tuple[str, str] | None = None
     dataset: str = ""
+    linked: tuple[str, ...] = ()
+    frame_hashes: tuple[str, ...] = ()
 
 
 def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
@@ -54,6 +60,8 @@ def group_images(images: Sequence[GroupedImage], near_duplicates: int | None) ->
     links = [
         _link_equal([image.pixel_hash for image in ordered]),
         _link_equal([image.patient for image in ordered]),
+        _link_shown_together(ordered),
+        _link_equal_frames(ordered),
     ]
     labels = _join(np.arange(len(ordered)), links)
     if near_duplicates is not None and ordered:
@@ -72,6 +80,28 @@ def _link_equal(keys: Sequence[object]) -> NDArray[np.intp]:
     links = [
         (first.setdefault(key, index), index) for index, key in enumerate(keys) if key is not None
     ]
+    return np.array(links, dtype=np.intp).reshape(-1, 2)
+
+
+def _link_shown_together(images: Sequence[GroupedImage]) -> NDArray[np.intp]:
+    """(links, 2): each image with those that a question shows with it."""
+    index_of = {image.image: index for index, image in enumerate(images)}
+    links: list[tuple[int, int]] = []
+    for index, image in enumerate(images):
+        links += ((index, index_of[path]) for path in image.linked)
+    return np.array(links, dtype=np.intp).reshape(-1, 2)
+
+
+def _link_equal_frames(images: Sequence[GroupedImage]) -> NDArray[np.intp]:
+    """(links, 2): volumes with a frame in common, and volumes with a frame that is an image."""
+    first: dict[str, int] = {}
+    for index, image in enumerate(images):
+        for pixel_hash in image.frame_hashes:
+            first.setdefault(pixel_hash, index)
+    links: list[tuple[int, int]] = []
+    for index, image in enumerate(images):
+        hashes = {image.pixel_hash, *image.frame_hashes} & first.keys()
+        links += ((first[each], index) for each in sorted(hashes))
     return np.array(links, dtype=np.intp).reshape(-1, 2)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, astuple, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from stages.core.errors import InputError
 from stages.core.outputs import read_json
-from stages.corpus.dataset.split_files import KINDS
-from stages.corpus.splitting.draws import Draw, Split, splits_of
+from stages.corpus.dataset.split_files import KINDS, images_of
+from stages.corpus.splitting.draws import Draw, Item, Split, splits_of
 from stages.corpus.splitting.groups import GroupedImage
 from stages.taxonomy import AXIS_NAMES
 
@@ -124,12 +125,17 @@ def read_leaks(path: Path) -> dict[str, Leaks]:
         raise InputError(f"{path} is not a file of leak counts ({error!r}): {_REMEDY}") from error
 
 
+def _images(item: Item) -> set[str]:
+    """The images of a question; of a volume also its own, beside the frames that are shown."""
+    return {item["image"], *images_of(item)}
+
+
 def _count(split: Split, group_of: Mapping[str, str], elsewhere: Set[str]) -> Leak:
-    images = {item["image"] for item in split.train}
-    groups = {group_of[image] for image in images}
+    images = set(chain.from_iterable(_images(item) for item in split.train))
+    groups = {group_of[item["image"]] for item in split.train}
     return Leak(
         test=len(split.test),
-        image=sum(item["image"] in images for item in split.test),
+        image=sum(not images.isdisjoint(_images(item)) for item in split.test),
         group=sum(group_of[item["image"]] in groups for item in split.test),
         other_axis=sum(item["question_id"] in elsewhere for item in split.test),
     )

@@ -24,6 +24,11 @@ def test_an_image_path_names_a_file_or_the_files_in_a_folder(
     assert image_files(NAMES, image_path) == files
 
 
+def test_the_files_of_a_folder_are_in_the_order_of_the_numbers_in_their_names() -> None:
+    ordered = ["a/1.png", "a/02.png", "a/2.png", "a/10.png", "a/b1 c3", "a/b1 c20", "a/b12"]
+    assert image_files(sorted(ordered), "a") == ordered
+
+
 UNSAFE = ["", "/a", "C:a", "a\\b", "..", "../a", "a/../b", "a/..", "a\0", "a\udc80"]
 
 

@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset
 
 from stages.corpus.dicom.headers.modality import declared_modality
 from stages.corpus.dicom.reader import read_dicom
-from stages.corpus.images.decoding import ImageError, decode_files
+from stages.corpus.images.decoding import ImageError
+from stages.corpus.images.files import decode_files
 from stages.corpus.quarantine.reasons import Reason
 from tests.conftest import resize_settings
 from tests.dicoms import (

@@ -10,7 +10,8 @@ import pytest
 
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.corpus.dicom.series import read_series
-from stages.corpus.images.decoding import ImageError, decode_files
+from stages.corpus.images.decoding import ImageError
+from stages.corpus.images.files import decode_files
 from stages.corpus.quarantine.reasons import Reason
 from tests.conftest import resize_settings
 from tests.dicoms import deflated, file, ramp, settings

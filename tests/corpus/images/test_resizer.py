@@ -20,7 +20,7 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.image_store import list_shard, open_image
 from stages.corpus.images import resizer, shard_writer
-from stages.corpus.images.decoding import decode_files
+from stages.corpus.images.files import decode_files
 from tests.conftest import ROOT, MakeCorpus, MakeRecord, RunStage, change_params
 from tests.corpus.images.test_decoders import saved, smooth
 from tests.dicoms import file
@@ -31,13 +31,9 @@ Tree = dict[str, bytes]
 
 def tree() -> Tree:
     """Path -> content of all outputs of stage resize."""
-    folders = (layout.images("ct"), layout.frames("ct"), layout.DATA / "records")
+    folders = (layout.images("ct"), layout.DATA / "records")
     paths = chain.from_iterable(sorted(folder.rglob("*")) for folder in folders)
     return {str(path): path.read_bytes() for path in paths if path.is_file()}
-
-
-def without_frames(files: Tree) -> Tree:
-    return {path: content for path, content in files.items() if "/frames/" not in path}
 
 
 @pytest.fixture
@@ -70,6 +66,7 @@ def corpus(make_corpus: MakeCorpus, make_record: MakeRecord, run: RunStage) -> P
 def grow(make_corpus: MakeCorpus, make_record: MakeRecord, count: int) -> None:
     """A corpus of `count` PNG files and a DICOM file, each of another size, two damaged."""
     change_params("quarantine", max_refused_share=1.0, max_refused_share_of_set=1.0)
+    change_params("volume", frames=2)
     images = {
         f"Images/a/{number:03d}.png": saved(smooth(30 + number, 40), "PNG")
         for number in range(count)
@@ -92,7 +89,10 @@ def test_a_second_run_decodes_nothing_and_gives_the_same_bytes(
     assert len(list(layout.images("ct").iterdir())) > 3
     records = read_json_lines(layout.records("ct"), "")
     record = next(record for record in records if "frames" in record)
-    assert record["frames"] == [f"data/frames/ct/a/009.dcm/000{number}.png" for number in (1, 2, 3)]
+    assert record["frames"] == 3
+    assert record["shown"] == [
+        f"data/images/ct/@frames/a/009.dcm/000{number}.png" for number in (1, 3)
+    ]
     decoded.clear()
     run(resize, "ct")
     assert tree() == first
@@ -145,7 +145,7 @@ def test_another_decoder_with_the_same_pixels_gives_the_same_shards(
     monkeypatch.setattr(resizer, "DECODER", "another one")
     run(resize, "ct")
     assert len(decoded) == 41
-    assert without_frames(tree()) == without_frames(first)
+    assert tree() == first
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
@@ -157,9 +157,11 @@ def test_images_damaged_in_the_cache_are_decoded_again(
     first = tree()
     decoded.clear()
     shards = sorted((resize.CACHE / "shards").iterdir())
-    frames = resize.CACHE / "shards" / next(layout.frames("ct").iterdir()).name
+    of_frames = next(
+        path for path in layout.images("ct").iterdir() if "@frames" in next(iter(list_shard(path)))
+    )
+    frames = resize.CACHE / "shards" / of_frames.name
     shutil.rmtree(layout.images("ct"))
-    shutil.rmtree(layout.frames("ct"))
     damaged = {
         "shard": shards[:1],
         "index": [resize.CACHE / "index.sqlite"],

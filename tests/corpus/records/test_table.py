@@ -114,7 +114,12 @@ def test_delimiters_line_ends_and_encodings_are_detected(
 
 @pytest.mark.parametrize("role", COLUMNS)
 def test_columns_are_known_by_any_of_their_names_in_any_case_and_order(role: str) -> None:
-    full = ROW | {"id": "q1", "dataset": "Ward 7"}
+    full = ROW | {"id": "q1", "dataset": "Ward 7", "patient": "7", "age": "54", "sex": "f"}
+    full |= {"history": "smoker", "indication": "cough", "context": "seen after a fall"}
+    full |= {"slices": "2", "images": ""}
+    if role == "images":
+        full |= {"images": full["image"], "image": ""}
+    assert full.keys() == COLUMNS.keys()
     expected = read_one(table(full)).fields
     for name in COLUMNS[role]:
         separated = [name.replace(" ", separator) for separator in (" ", "_", "-", "")]

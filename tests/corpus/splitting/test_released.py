@@ -49,7 +49,8 @@ def record(number: int, **changes: Any) -> Record:
         "question": f"What is seen in {number}?",
         "options": ("Cyst", "Nodule"),
         "gold": "B",
-        "image_path": f"Images/Set/{number}.png",
+        "image_paths": (f"Images/Set/{number}.png",),
+        "slices": (),
         "location": RecordLocation("Set.json", number),
         "fields": {"image": f"data/images/ct/Images/Set/{number}.png"},
     }

@@ -1,0 +1,148 @@
+"""Decode what a record names: a file of any kind, or a folder with a volume.
+
+A folder holds either the DICOM files of one series, or images (PNG, JPEG and so on), one a slice,
+in the order of the numbers in their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image
+
+from stages.core.iteration.lazy_sequence import LazySequence
+from stages.core.params import Dicom, Resize, Volume
+from stages.corpus.dicom.headers.preamble import is_dicom
+from stages.corpus.images.decoding import Decoded, decode, resize_by_pillow
+from stages.corpus.quarantine.image_errors import ImageError
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.volumes.signatures import is_nifti
+
+if TYPE_CHECKING:
+    from stages.corpus.volumes.pictures import Pictures
+
+_ONE_FRAME: Final = Volume(
+    plane="acquired", frames=1, selection="uniform", window=None, max_images=1
+)
+
+
+def decode_files(
+    contents: Sequence[bytes],
+    settings: Resize,
+    dicom: Dicom,
+    volume: Volume = _ONE_FRAME,
+    *,
+    folder: bool = False,
+    slices_named: bool = False,
+) -> Decoded:
+    """Decode an image from one file of any kind, or from a folder with a volume.
+
+    Args:
+        contents: The files.
+        settings: Size and filter, and what other kinds of files than DICOM need.
+        dicom: Which frame `image` is, windows and limits, of other volumes too.
+        volume: Which slices `frames` are. By default, those that were stored, in their order.
+        folder: Whether the files are the slices of a volume.
+        slices_named: Whether a question names slices: their order is then checked, as it is where
+            volume.frames asks for several.
+
+    Raises ImageError with the reason.
+    """
+    max_pixels = settings.max_megapixels * 10**6
+    # accessed once: a lazy sequence fetches on each access
+    first = contents[0]
+    # Check for DICOM first: a file can be DICOM and another kind at once, and its header may flag
+    # burned-in text, which must not be overlooked.
+    if is_dicom(first):
+        # imports pydicom and its decoders, which a corpus without DICOM does not need
+        from stages.corpus.volumes.pictures import read_dicom_pictures
+
+        stacked = volume.several or slices_named
+        files = contents if folder else [first]
+        return _decode_pictures(
+            read_dicom_pictures(files, dicom, volume, max_pixels, stacked=stacked), settings
+        )
+    if folder and len(contents) > 1:
+        return _decode_stack(contents, settings, dicom, volume)
+    if is_nifti(first):
+        # imports pydicom, for its windows, and nibabel, which few corpora need
+        from stages.corpus.volumes.pictures import read_nifti_pictures
+
+        return _decode_pictures(read_nifti_pictures(first, dicom, volume, max_pixels), settings)
+    return decode(first, settings)
+
+
+def _decode_pictures(pictures: Pictures, settings: Resize) -> Decoded:
+    def resize_frame(index: int) -> Image.Image:
+        frame = Image.fromarray(pictures.frames[index]).convert("RGB")
+        return resize_by_pillow(frame, settings)
+
+    frames = LazySequence(len(pictures.frames), resize_frame)
+    return Decoded(
+        image=frames[pictures.representative],
+        width=pictures.width,
+        height=pictures.height,
+        mode=pictures.mode,
+        frames=frames if len(frames) > 1 else (),
+        representative=pictures.representative,
+        tags=pictures.tags,
+    )
+
+
+def _decode_stack(
+    contents: Sequence[bytes], settings: Resize, dicom: Dicom, volume: Volume
+) -> Decoded:
+    """A volume whose slices are image files: nothing is known of it but their order."""
+    if len(contents) > dicom.max_frames:
+        raise ImageError(
+            f"too many files in a folder: {len(contents)}, the limit is {dicom.max_frames}"
+            " (dicom.max_frames)",
+            Reason.IMAGE_TOO_LARGE,
+        )
+    if volume.plane != "acquired":
+        raise ImageError(
+            f"a folder of images, whose planes are not known: volume.plane {volume.plane} needs"
+            " DICOM or NIfTI",
+            Reason.IMAGE_VOLUME,
+        )
+
+    def read_slice(index: int) -> Decoded:
+        return _decode_slice(contents[index], settings, index + 1, len(contents))
+
+    middle = len(contents) // 2 if dicom.frame == "middle" else 0
+    decoded = read_slice(middle)
+    size = decoded.width, decoded.height
+
+    def read_frame(index: int) -> Image.Image:
+        frame = read_slice(index)
+        if (frame.width, frame.height) != size:
+            raise ImageError(
+                f"images of several sizes in one folder: {size[0]} x {size[1]} and, file"
+                f" {index + 1} of {len(contents)}, {frame.width} x {frame.height}",
+                Reason.IMAGE_SERIES,
+            )
+        return frame.image
+
+    return Decoded(
+        image=decoded.image,
+        width=decoded.width,
+        height=decoded.height,
+        mode=decoded.mode,
+        frames=LazySequence(len(contents), read_frame),
+        representative=middle,
+    )
+
+
+def _decode_slice(content: bytes, settings: Resize, number: int, count: int) -> Decoded:
+    """One image file of a folder; ImageError with its number if it cannot be used."""
+    which = f"file {number} of {count} of a folder"
+    if is_dicom(content) or is_nifti(content):
+        raise ImageError(
+            f"{which} is a volume of its own or DICOM, and others are not: name one kind of files",
+            Reason.IMAGE_SERIES,
+        )
+    try:
+        return decode(content, settings)
+    except ImageError as error:
+        raise ImageError(f"{which}: {error}", error.reason) from None

@@ -2,9 +2,9 @@
 
     python -m stages.corpus.sample.build [--out infra/sample/omnimedvqa-phantoms.zip]
 
-Sixteen source sets of single images: two per modality, one per anatomy. Three more have volumes,
-follow-ups and indications (stages/corpus/sample/volumes.py). Every run gives the same bytes (with the
-Pillow and numpy of infra/requirements.lock): seeds are [7, set, image], and the zip's dates are
+Sixteen source sets of single images: two per modality, one per anatomy. Three more have series,
+follow-ups and indications (stages/corpus/sample/volumes.py). Every run gives the same bytes (with
+the Pillow and numpy of infra/requirements.lock): seeds are [7, set, image], and the zip's dates are
 fixed. Images are stored uncompressed, question files as bzip2, which gives the same bytes on every
 platform; deflate does not.
 """
@@ -154,7 +154,8 @@ def main() -> None:
     files = build_sample()
     write_archive(files, out)
     images = sum(name.startswith(IMAGES) for name in files)
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {images} images, {len(SETS)} source sets")
+    sets = sum(name.startswith(QUESTIONS) for name in files)
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {images} images, {sets} question files")
 
 
 # --- questions ------------------------------------------------------------------------------------

@@ -166,15 +166,15 @@ def _dicom(image: Image.Image, volume: int, place: int) -> bytes:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
     from pydicom.filewriter import dcmwrite
-    from pydicom.uid import JPEGBaseline8Bit, MRImageStorage
+    from pydicom.uid import UID, JPEGBaseline8Bit, MRImageStorage
 
-    series = f"{_UIDS}.{volume + 1}"
+    series = UID(f"{_UIDS}.{volume + 1}")
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = MRImageStorage
-    meta.MediaStorageSOPInstanceUID = f"{series}.{place + 1}"
+    meta.MediaStorageSOPInstanceUID = UID(f"{series}.{place + 1}")
     meta.TransferSyntaxUID = JPEGBaseline8Bit
     # not pydicom's, which names its version
-    meta.ImplementationClassUID = _UIDS
+    meta.ImplementationClassUID = UID(_UIDS)
     meta.ImplementationVersionName = "PHANTOMS"
     data = Dataset()
     data.file_meta = meta

@@ -38,7 +38,9 @@ from stages.corpus.sample.phantoms import (
 SERIES: Final = "Phantom Brain MRI series"
 FOLLOW_UP: Final = "Phantom Knee MRI follow-up"
 INDICATION: Final = "Phantom MRI with indication"
-VOLUMES: Final = 96
+SETS: Final = (SERIES, FOLLOW_UP, INDICATION)
+"""Names of the source sets."""
+VOLUMES: Final = 60
 """Of the series, and of the follow-ups; a multiple of 12, for their balance."""
 SLICES: Final = 3
 """Of a volume, and images of a follow-up."""
@@ -49,8 +51,9 @@ NOW: Final = "On which side of the image is the lesion now?"
 PAIN: Final = "On which side is the pain?"
 
 _MODALITY: Final = "mri"
-_SIZE: Final = (72, 72)
-_JPEG: Final[dict[str, Any]] = {"quality": 60, "optimize": True}
+_SIZE: Final = (64, 64)
+"""Small, as are the files: the corpus is part of the repository."""
+_JPEG: Final[dict[str, Any]] = {"quality": 40, "optimize": True}
 _UIDS: Final = "1.2.826.0.1.3680043.8.498.7"
 """Below pydicom's root; every series, and every slice below that of its series, has its own."""
 
@@ -73,7 +76,7 @@ def draw_series(seed: int, number: int) -> tuple[dict[str, bytes], Records]:
         folder = f"{IMAGES}{SERIES}/volume_{index:03d}"
         for place in range(SLICES):
             image = draw(lesion if place == shown else normal, _SIZE, rng)
-            files[f"{folder}/slice_{place + 1}.dcm"] = _dicom(image, index, place)
+            files[f"{folder}/{place + 1}.dcm"] = _dicom(image, index, place)
         question = str(rng.choice(QUESTIONS["side"]))
         seen = {"image_path": folder, "slices": list(range(1, SLICES + 1))}
         records.append(_record(SERIES, index, question, side, rng, seen))
@@ -181,12 +184,12 @@ def _dicom(image: Image.Image, volume: int, place: int) -> bytes:
     data.SOPClassUID = meta.MediaStorageSOPClassUID
     data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     data.Modality = "MR"
+    data.BurnedInAnnotation = "NO"
     data.PatientID = f"PHANTOM-{volume:03d}"
     data.SeriesInstanceUID = series
     data.InstanceNumber = place + 1
     data.ImagePositionPatient = [0, 0, 5 * place]
     data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    data.PixelSpacing = [3, 3]
     data.SamplesPerPixel = 1
     data.PhotometricInterpretation = "MONOCHROME2"
     data.Rows, data.Columns = image.height, image.width

@@ -2,8 +2,9 @@
 
     python -m stages.corpus.sample.build [--out infra/sample/omnimedvqa-phantoms.zip]
 
-Sixteen source sets: two per modality, one per anatomy. Every run gives the same bytes (with the
-Pillow and numpy of infra/requirements.lock): seeds are [7, set, image], and the zip's dates are
+Sixteen source sets of single images: two per modality, one per anatomy. Three more have series,
+follow-ups and indications (stages/corpus/sample/volumes.py). Every run gives the same bytes (with
+the Pillow and numpy of infra/requirements.lock): seeds are [7, set, image], and the zip's dates are
 fixed. Images are stored uncompressed, question files as bzip2, which gives the same bytes on every
 platform; deflate does not.
 """
@@ -25,6 +26,7 @@ from stages.core.cli import stage_parser
 from stages.core.outputs import atomic_file
 from stages.core.params import shipped_taxonomy
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
+from stages.corpus.sample import volumes
 from stages.corpus.sample.phantoms import (
     LETTERS,
     QUESTION_TYPE_OF,
@@ -59,6 +61,9 @@ SETS: Final[tuple[tuple[str, str, str], ...]] = (
     ("Phantom Colon H&E", "microscopy", "Colon"),
 )
 """(data set, modality slug, anatomy)."""
+
+INDICATED: Final = "mri"
+"""Modality whose images the questions with an indication are about."""
 
 # Part of the archive that data.dvc pins: no byte may change, so it keeps this module's old path.
 README: Final = """\
@@ -99,6 +104,7 @@ def build_sample() -> dict[str, bytes]:
     """All files of the corpus: path under the top folder -> content."""
     files = {"README.txt": README.encode()}
     tables: Tables = {}
+    shown: dict[str, Phantom] = {}
     for number, (dataset, modality, anatomy) in enumerate(SETS):
         records = tables[dataset] = []
         for index in range(IMAGES_PER_SET):
@@ -109,8 +115,16 @@ def build_sample() -> dict[str, bytes]:
             suffix, content = _encode(image, modality, rng)
             path = f"{IMAGES}{dataset}/{_stem(index, rng)}{suffix}"
             files[path] = content
+            if modality == INDICATED:
+                shown[path] = phantom
             records += _questions(phantom, dataset, path, len(records), rng)
     files |= _add_broken(files, tables)
+    first = len(SETS)
+    drawn, tables[volumes.SERIES] = volumes.draw_series(SEED, first)
+    files |= drawn
+    drawn, tables[volumes.FOLLOW_UP] = volumes.draw_follow_ups(SEED, first + 1)
+    files |= drawn
+    tables[volumes.INDICATION] = volumes.indications(SEED, first + 2, shown)
     for dataset, records in tables.items():
         files[f"{QUESTIONS}{dataset}.json"] = _json(records)
     return files
@@ -140,7 +154,8 @@ def main() -> None:
     files = build_sample()
     write_archive(files, out)
     images = sum(name.startswith(IMAGES) for name in files)
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {images} images, {len(SETS)} source sets")
+    sets = sum(name.startswith(QUESTIONS) for name in files)
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {images} images, {sets} question files")
 
 
 # --- questions ------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import RefusedDataError
 from stages.corpus.records.records import Reading, Record, read_record_files
 from stages.corpus.sample import build as sample
+from stages.corpus.sample import volumes
 from stages.corpus.sample.phantoms import QUESTIONS as WORDINGS
 from stages.corpus.sample.phantoms import VISUAL
 from tests.conftest import ROOT, resize_settings
@@ -43,15 +44,19 @@ GoldAndOffered = tuple[Counter[str], Counter[str]]
 @pytest.fixture(scope="module")
 def reading() -> Reading:
     with open_corpus(COMMITTED, LIMITS) as archive:
-        return read_record_files(
-            archive.read(name for name in archive.names if name.startswith(QUESTIONS)), TAXONOMY
-        )
+        return read_record_files(archive.read(of_single_images(archive.names, QUESTIONS)), TAXONOMY)
 
 
 @pytest.fixture(scope="module")
 def images() -> dict[str, bytes]:
     with open_corpus(COMMITTED, LIMITS) as archive:
-        return dict(archive.read(name for name in archive.names if name.startswith(IMAGES)))
+        return dict(archive.read(of_single_images(archive.names, IMAGES)))
+
+
+def of_single_images(names: Iterable[str], top: str) -> list[str]:
+    """Files below a folder without those of series and follow-ups (test_volumes.py)."""
+    others = tuple(f"{top}{name}" for name in volumes.SETS)
+    return [name for name in names if name.startswith(top) and not name.startswith(others)]
 
 
 def test_a_build_reproduces_the_committed_archive_byte_for_byte(

@@ -13,7 +13,7 @@ from typing import Final
 import psutil
 
 from flows.doctor.findings import Finding
-from flows.doctor.processes import describe_process, guarded_record
+from flows.doctor.processes import command_words, describe_process, guarded_record
 from flows.dvc_api.client import RECORDS, end_processes, end_stages, find_orphans, processes_of
 from flows.dvc_api.preloading import SERVER
 from flows.prefect_api.client import orphaned_servers
@@ -131,7 +131,9 @@ def _writers(root: Path) -> list[psutil.Process]:
         try:
             by_dvc = process.environ().get("DVC_ROOT") == str(root.resolve())
             by_hand = (
-                any(part.startswith("stages.") and part != SERVER for part in process.cmdline())
+                any(
+                    part.startswith("stages.") and part != SERVER for part in command_words(process)
+                )
                 and Path(process.cwd()) == root.resolve()
             )
         except (psutil.Error, OSError):

@@ -32,10 +32,18 @@ def is_locked(path: Path) -> bool:
     return any(f":{inode} " in line and " FLOCK " in line and "->" not in line for line in lines)
 
 
+def command_words(process: psutil.Process) -> list[str]:
+    """The command line of a process, cut at blanks; raises psutil.Error if the process has ended.
+
+    A worker of a preloading server carries the command of its stage as one text.
+    """
+    return " ".join(process.cmdline()).split()
+
+
 def describe_process(process: psutil.Process) -> str:
     """Process id and command: "4711 (dvc repro -s train@ct)"."""
     try:
-        command = " ".join(process.cmdline()) or process.name()
+        command = " ".join(command_words(process)) or process.name()
     except psutil.Error:
         command = "ended"
     return f"{process.pid} ({command if len(command) <= 100 else command[:97] + '...'})"

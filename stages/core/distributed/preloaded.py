@@ -18,7 +18,6 @@ output. It ends when its standard input ends, a pipe from the process that start
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import importlib
 import os
@@ -36,6 +35,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import Final, NoReturn
+
+from setproctitle import getproctitle, setproctitle
 
 from stages.core.distributed.handover import (
     ACCEPTED,
@@ -131,6 +132,8 @@ def preload(libraries: Sequence[str]) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise RuntimeError("CUDA is initialised after imports")
+    # finds the place of the title, which it could not after `_take_over`
+    getproctitle()
     # the collector of a worker would write to, and so copy, the memory of all these objects
     gc.collect()
     gc.freeze()
@@ -168,7 +171,7 @@ def _serve(
         os.close(descriptor)
     with suppress(OSError):  # the worker does so too; whichever comes first
         os.setpgid(worker, worker)
-    _retitle(f"supervisor of {worker}")
+    setproctitle(f"supervisor of {worker}")
     _watch(worker, connection)
 
 
@@ -257,7 +260,8 @@ def _take_over(request: Request, descriptors: Sequence[int]) -> None:
     sys.modules["__main__"] = ModuleType("__main__")
     importlib.invalidate_caches()
     _seed_generators()
-    _retitle(" ".join(request.command))
+    command = os.fsencode(" ".join(request.command))
+    setproctitle(command.decode("utf-8", "replace"))
 
 
 def _seed_generators() -> None:
@@ -269,17 +273,6 @@ def _seed_generators() -> None:
         numpy.random.seed()
     if fingerprint := sys.modules.get("datasets.fingerprint"):
         fingerprint.fingerprint_rng.seed()
-
-
-def _retitle(title: str) -> None:
-    """Show `title` as the command line of this process, as far as the server's has room for it."""
-    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    start, end = int(fields[45]), int(fields[46])
-    room = end - start - 2
-    if start and room > 0:
-        text = title.encode("utf-8", "surrogateescape")[:room]
-        # a last byte that is not zero tells the kernel that this is one text up to its first zero
-        ctypes.memmove(start, text.ljust(room + 1, b"\0") + b"\1", room + 2)
 
 
 def _run(module: str) -> int:

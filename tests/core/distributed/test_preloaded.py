@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import stages
+from flows.doctor.processes import command_words
 from stages.core.distributed.handover import PRELOADED, different_variables
 from stages.core.errors import ExitCode
 from stages.core.outcome import STAGE, read_outcome
@@ -306,10 +307,10 @@ def test_what_a_worker_leaves_running_is_ended_after_it(folder: Path, server: Se
 
 def test_a_worker_is_shown_as_the_command_of_its_stage(folder: Path, server: Server) -> None:
     process, worker, _ = wait(folder, server, "go")
-    command = psutil.Process(worker).cmdline()
+    command = command_words(psutil.Process(worker))
     assert command == [sys.executable, "-m", "stages.train", "wait", "go"]
     supervisor = psutil.Process(worker).ppid()
-    assert psutil.Process(supervisor).cmdline() == ["supervisor", "of", str(worker)]
+    assert command_words(psutil.Process(supervisor)) == ["supervisor", "of", str(worker)]
     (folder / "go").touch()
     process.communicate(timeout=60)
 

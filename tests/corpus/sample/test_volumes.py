@@ -106,7 +106,7 @@ def side_of(pixels: Pixels, *, skull: bool = False) -> str | None:
 def test_a_series_has_lesions_in_one_slice_on_each_side_and_in_each_place_equally_often(
     tables: dict[str, Records], series: list[list[str | None]]
 ) -> None:
-    found = Counter()
+    found: Counter[tuple[str, int]] = Counter()
     for sides, gold in zip(series, golds(tables[volumes.SERIES]), strict=True):
         assert sorted(map(str, sides)) == sorted([gold, "None", "None"])
         found[gold, sides.index(gold)] += 1

@@ -13,6 +13,7 @@ import pytest
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.doctor import leftovers
+from flows.doctor.processes import command_words
 from flows.dvc_api.client import end_processes
 from flows.dvc_api.preloading import LOG, SERVER, preloaded_libraries
 from flows.prefect_api.client import orphaned_servers
@@ -73,7 +74,7 @@ def servers(root: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            command = process.cmdline()
+            command = command_words(process)
             ours = {SERVER, "stages.train", "supervisor"} & set(command)
             if ours and process.cwd() == str(root) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
@@ -117,11 +118,13 @@ def test_a_killed_flow_leaves_neither_server_nor_worker(root: Path) -> None:
     preloaded, pid = (root / "seen-a.log").read_text(encoding="utf-8").split()
     worker = psutil.Process(int(pid))
     assert preloaded == "True"
-    assert worker.cmdline()[1:] == ["-m", "stages.train", "a"], "as doctor names it"
+    assert command_words(worker)[1:] == ["-m", "stages.train", "a"], "as doctor names it"
     writers = leftovers._writers(root)
     assert worker in writers
-    assert not [each for each in writers if SERVER in each.cmdline()], "a server writes nothing"
-    assert any(SERVER in each.cmdline() for each in servers(root))
+    assert not [each for each in writers if SERVER in command_words(each)], (
+        "a server writes nothing"
+    )
+    assert any(SERVER in command_words(each) for each in servers(root))
     flow.send_signal(signal.SIGKILL)
     flow.wait()
     while servers(root) and time.monotonic() < deadline:

@@ -24,7 +24,7 @@ COMPARED: Final[tuple[Way, ...]] = ("g_copies", "trl", "shared")
 
 def show(result: dict[str, Any]) -> None:
     """Print the tables."""
-    console = Console(width=max(Console().width, 170))  # narrower, rich truncates column names
+    console = Console(width=max(Console().width, 200))  # narrower, rich truncates column names
     console.print(
         f"{result['rows'][0]['model']}: {result['parameters'] / 1e6:,.1f}M parameters,"
         f" {_precision(result)}, on {result['device']} ({result['threads']} threads);"

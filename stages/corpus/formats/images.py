@@ -11,7 +11,7 @@ import os
 import posixpath
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -149,13 +149,7 @@ class ImageStore:
         files = {name: content}
         if isinstance(content, Path) and content.is_dir():
             files = {f"{name}/{path.name}": path for path in _files_in(content)}
-        folders = [
-            folder
-            for folder in {posixpath.dirname(file) for file in files}
-            if self._files.get(folder, [folder]) != [folder]
-        ]
-        others = {file for file in self._written if posixpath.dirname(file) == name} - files.keys()
-        if others or (folders and not files.keys() <= self._written):
+        if self._is_mixed(name, files.keys()):
             why = "an image of another origin in the folder of a volume: rename one of them"
             raise RefusedRecord(name, why, Reason.IMAGE_PATH)
         try:
@@ -165,6 +159,19 @@ class ImageStore:
             why = "names an image and a folder of others: rename one of them"
             raise RefusedRecord(name, why, Reason.IMAGE_PATH) from None
         self._files[name] = [*files]
+
+    def _is_mixed(self, name: str, files: Collection[str]) -> bool:
+        """Whether a folder that is one image would hold files that it does not have in the source.
+
+        `files`: of the image `name`, itself or those of its folder.
+        """
+        if name in files:
+            folder = posixpath.dirname(name)
+            is_image = self._files.get(folder, [folder]) != [folder]
+            return is_image and name not in self._written
+        target = self._root / name
+        there = target.iterdir() if target.is_dir() else ()
+        return any(path.is_file() and f"{name}/{path.name}" not in files for path in there)
 
     def _write(self, file: str, content: Path | bytes) -> None:
         if file in self._written:

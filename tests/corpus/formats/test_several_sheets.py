@@ -205,6 +205,15 @@ def test_a_volume_and_its_slices_may_both_be_named(ward: Path, tmp_path: Path) -
         assert names == [f"Images/series/{number}.png" for number in (1, 10, 2)]
 
 
+def test_a_volume_may_lie_in_the_folder_of_another(ward: Path, tmp_path: Path) -> None:
+    write_images(ward, "study/1.dcm", "study/axial/1.dcm", "study/axial/note.txt")
+    rows = [row(image="study"), row(image="study/axial"), row(images="study|study/axial")]
+    conversion = run(write_csv(ward / "w.csv", rows), tmp_path / "out")
+    assert (conversion.questions, conversion.images) == (3, 2)
+    names = {name for name in digest(tmp_path / "out") if name.startswith("Images/")}
+    assert names == {f"Images/study/{name}" for name in ("1.dcm", "axial/1.dcm", "axial/note.txt")}
+
+
 def test_the_slices_of_a_refused_volume_are_removed_but_for_those_that_are_used(
     ward: Path, tmp_path: Path
 ) -> None:

@@ -70,7 +70,7 @@ def draw_series(seed: int, number: int) -> tuple[dict[str, bytes], Records]:
     for index in range(VOLUMES):
         rng = np.random.default_rng([seed, number, index])
         side = SIDES[index % 2]
-        shown = index // 2 % SLICES
+        shown = (index // 2 + index % 2) % SLICES
         lesion = _with_lesions(rng, "Brain", side)
         normal = Phantom(_MODALITY, "Brain", None, None, None, 0)
         folder = f"{IMAGES}{SERIES}/volume_{index:03d}"
@@ -93,10 +93,11 @@ def draw_follow_ups(seed: int, number: int) -> tuple[dict[str, bytes], Records]:
         first = SIDES[1 - index % 2]
         between = SIDES[index // 2 % 2]
         lesion = _with_lesions(rng, "Knee", now)
-        paths = [f"{IMAGES}{FOLLOW_UP}/patient_{index:03d}_{time}.jpg" for time in "abc"]
+        paths = [f"{IMAGES}{FOLLOW_UP}/follow-up_{index:03d}_{time}.jpg" for time in "abc"]
         for path, side in zip(paths, (first, between, now), strict=True):
             files[path] = _jpeg(draw(replace(lesion, side=side), _SIZE, rng))
-        records.append(_record(FOLLOW_UP, index, NOW, now, rng, {"images": paths}))
+        seen = {"images": paths, "patient": _patient(index)}
+        records.append(_record(FOLLOW_UP, index, NOW, now, rng, seen))
     return files, records
 
 
@@ -122,6 +123,14 @@ def indications(seed: int, number: int, phantoms: Mapping[str, Phantom]) -> Reco
             }
             records.append(_record(INDICATION, index, PAIN, told, rng, known))
     return records
+
+
+def _patient(index: int) -> str:
+    """Id of the patient of two volumes: one with the answer Left, one with Right.
+
+    Splits keep both together, so that half of every test's answers are Left.
+    """
+    return f"P-{index // 2:02d}"
 
 
 def _with_lesions(rng: np.random.Generator, anatomy: str, side: str) -> Phantom:
@@ -185,7 +194,7 @@ def _dicom(image: Image.Image, volume: int, place: int) -> bytes:
     data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     data.Modality = "MR"
     data.BurnedInAnnotation = "NO"
-    data.PatientID = f"PHANTOM-{volume:03d}"
+    data.PatientID = _patient(volume)
     data.SeriesInstanceUID = series
     data.InstanceNumber = place + 1
     data.ImagePositionPatient = [0, 0, 5 * place]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom import dcmread
 
 from stages.core.params import load_params
 from stages.corpus.archives.source import open_corpus
@@ -100,7 +101,7 @@ def side_of(pixels: Pixels, *, skull: bool = False) -> str | None:
     inside = ((x / width - 0.5) / 0.36) ** 2 + ((y / height - 0.5) / 0.41) ** 2 < 1
     bright = (grey > 190) & (inside if skull else True)
     counts = [int(half.sum()) for half in np.array_split(bright, 2, axis=1)]
-    return None if max(counts) < 20 else SIDES[counts[1] > counts[0]]
+    return None if max(counts) < 5 else SIDES[counts[1] > counts[0]]
 
 
 def test_a_series_has_lesions_in_one_slice_on_each_side_and_in_each_place_equally_often(
@@ -194,6 +195,26 @@ def test_every_record_is_usable_and_shows_what_it_lists(corpus: Corpus) -> None:
         for sex in ("female", "male")
         for side in SIDES
     }
+
+
+def test_each_patient_has_one_answer_of_each_side(
+    corpus: Corpus, tables: dict[str, Records]
+) -> None:
+    """So that a test split, which takes all of a patient, has as many of each."""
+    patients: dict[tuple[str, str], list[str]] = {}
+    for name in (volumes.SERIES, volumes.FOLLOW_UP):
+        for record in tables[name]:
+            patient = record.get("patient") or patient_of(corpus, record["image_path"])
+            patients.setdefault((name, patient), []).append(record["gt_answer"])
+    assert len(patients) == volumes.VOLUMES
+    assert all(sorted(answers) == sorted(SIDES) for answers in patients.values())
+
+
+def patient_of(corpus: Corpus, folder: str) -> str:
+    """The PatientID that all slices of a series have."""
+    files = [corpus[name] for name in corpus if name.startswith(f"{folder}/")]
+    (patient,) = {str(dcmread(BytesIO(content)).PatientID) for content in files}
+    return patient
 
 
 def test_no_volume_is_a_near_duplicate_of_another(corpus: Corpus) -> None:

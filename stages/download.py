@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -35,7 +35,14 @@ from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.locations import write_locations
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
-from stages.corpus.records.patients import link_patients, patient_of_file, refuse_mixed_patients
+from stages.corpus.records.patients import (
+    STUDY,
+    FileIds,
+    ids_of_file,
+    link_patients,
+    link_studies,
+    refuse_mixed_patients,
+)
 from stages.corpus.records.reading import find_images, read_questions
 from stages.corpus.records.records import PATIENT, Reading, Record, refuse
 
@@ -66,7 +73,10 @@ def main() -> None:
         images = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
         reading = _without_corrupt(reading, files, images.errors)
         reading = refuse_mixed_patients(reading, files, images.patients)
-        patients = link_patients(reading.records, files, images.patients)
+        linked = {
+            PATIENT: link_patients(reading.records, files, images.patients),
+            STUDY: link_studies(reading.records, files, images.studies),
+        }
         quarantine_file = layout.QUARANTINE / "download.parquet"
         datasets = [record.dataset for record in reading.records]
         provenance = collect_provenance({"corpus": settings})
@@ -86,7 +96,7 @@ def main() -> None:
         for slug in params.modalities:
             records = [record for record in reading.records if record.modality == slug]
             records.sort(key=lambda record: record.question_id)
-            _write(corpus, slug, records, files, images.hashes, patients)
+            _write(corpus, slug, records, files, images.hashes, linked)
     print(
         f"download: read {reading.read} records, kept {len(reading.records)}, quarantined"
         f" {len(reading.rows)} ({quarantine_file})"
@@ -114,11 +124,12 @@ def _without_corrupt(
 
 @dataclass(frozen=True)
 class _Images:
-    """Image files: SHA-256 of each readable one, error of each other, hashed PatientID if any."""
+    """Image files: SHA-256 of each readable one, error of each other, hashed ids of DICOM."""
 
     hashes: dict[str, str]
     errors: dict[str, str]
-    patients: dict[str, bytes]
+    patients: dict[str, bytes] = field(default_factory=dict)
+    studies: dict[str, bytes] = field(default_factory=dict)
 
 
 class _Hashed(NamedTuple):
@@ -126,7 +137,7 @@ class _Hashed(NamedTuple):
 
     name: str
     digest: str = ""
-    patient: bytes | None = None
+    ids: FileIds = FileIds()
     error: str | None = None
     is_dicom: bool = False
 
@@ -140,15 +151,17 @@ def _hash_all(corpus: Corpus, names: Sequence[str]) -> _Images:
     cache = HashCache(HASH_CACHE)
     hashes = {name: digest for name in names if (digest := cache.get(corpus.fingerprint(name)))}
     new_names = corpus.in_order(name for name in names if name not in hashes)
-    images = _Images(hashes, {}, {})
+    images = _Images(hashes, {})
     uncached = set()
     for image in counted(_hash_each(corpus, new_names), len(new_names), "download", "image"):
         if image.error is not None:
             images.errors[image.name] = image.error
             continue
         hashes[image.name] = image.digest
-        if image.patient is not None:
-            images.patients[image.name] = image.patient
+        if image.ids.patient is not None:
+            images.patients[image.name] = image.ids.patient
+        if image.ids.study is not None:
+            images.studies[image.name] = image.ids.study
         if image.is_dicom:
             uncached.add(image.name)
     cache.write({corpus.fingerprint(name): hashes[name] for name in hashes if name not in uncached})
@@ -165,7 +178,7 @@ def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[_Hashed]:
         except DamagedMemberError as error:
             return _Hashed(name, error=error.why)
         digest = hashlib.sha256(content).hexdigest()
-        return _Hashed(name, digest, patient_of_file(content), is_dicom=is_dicom(content))
+        return _Hashed(name, digest, ids_of_file(content), is_dicom=is_dicom(content))
 
     # small images count as larger ones, so that at most _QUEUED are in the queue
     min_weight = _IN_FLIGHT // _QUEUED
@@ -184,15 +197,18 @@ def _write(
     records: list[Record],
     files: Mapping[str, Sequence[str]],
     hashes: Mapping[str, str],
-    patients: Mapping[str, str],
+    linked: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Write records and images of a modality; a patient's id is replaced by `patients`' image."""
+    """Write records and images of a modality.
+
+    `linked`: field -> image -> the image that stands for its patient or study, instead of an id.
+    """
     paths = set(chain.from_iterable(record.image_paths for record in records))
     names = sorted(set(chain.from_iterable(files[path] for path in paths)))
     with atomic_directory(layout.corpus(slug)) as folder:
         write_json_lines(
             folder / layout.corpus_records(slug).name,
-            (_without_id(record, patients) for record in records),
+            (_without_id(record, linked) for record in records),
         )
         images = (
             {"file": name, "sha256": hashes[name], "size": corpus.size(name)} for name in names
@@ -204,10 +220,12 @@ def _write(
     )
 
 
-def _without_id(record: Record, patients: Mapping[str, str]) -> dict[str, Any]:
-    fields = {name: value for name, value in record.fields.items() if name != PATIENT}
-    first = patients.get(record.image_path)
-    return fields if first is None else fields | {PATIENT: first}
+def _without_id(record: Record, linked: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    fields = {name: value for name, value in record.fields.items() if name not in linked}
+    for name, first_of in linked.items():
+        if record.image_path in first_of:
+            fields[name] = first_of[record.image_path]
+    return fields
 
 
 if __name__ == "__main__":

@@ -298,3 +298,28 @@ def test_another_choice_of_frames_decodes_the_volumes_alone(
         run(resize, "mri")
         counts.append(int(capsys.readouterr().out.partition("images (")[2].split()[0]))
     assert counts == [10, 0, 1, 0, 1, 0]
+
+
+def test_images_of_a_study_are_one_group_even_without_a_patient(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
+    change_params("splits", near_duplicates=None)
+
+    def series(seed: int, study: str) -> bytes:
+        pixels = np.random.default_rng(seed).integers(0, 255, (16, 16), dtype=np.uint8)
+        return file(pixels, StudyInstanceUID=study, PatientID="ANON", Modality="MR")
+
+    studies = {"a.dcm": "1.2.77", "b.dcm": "1.2.78", "c.dcm": "1.2.77"}
+    make_corpus(
+        [mri(name, make_record) for name in studies],
+        {f"Images/{name}": series(at, uid) for at, (name, uid) in enumerate(studies.items())},
+    )
+    rows = run_all(run)
+    assert {name: row.get("study") for name, row in rows.items()} == {
+        "a.dcm": "Images/a.dcm",
+        "b.dcm": "Images/b.dcm",
+        "c.dcm": "Images/a.dcm",
+    }
+    assert "patient" not in rows["a.dcm"], "a study says nothing of who it is"
+    assert groups() == [{"data/images/mri/a.dcm.png", "data/images/mri/c.dcm.png"}]
+    assert "1.2.77" not in layout.corpus_records("mri").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from stages.corpus.images.resizer import ImageResult, check_modality, describe
 from stages.corpus.images.shown import add_images
 from stages.corpus.inspection.findings import Findings
 from stages.corpus.quarantine.advice import DUPLICATE_IMAGES
-from stages.corpus.records.patients import patient_of_file, refuse_mixed_patients
+from stages.corpus.records.patients import ids_of_file, refuse_mixed_patients
 from stages.corpus.records.records import Reading, Record, refuse
 from stages.corpus.records.texts import RefusedRecord
 
@@ -134,7 +134,7 @@ def _decode(
         contents = [corpus.fetch(name) for name in names]
         for name, content in zip(names, contents, strict=True):
             digest.update(content)
-            if (patient := patient_of_file(content)) is not None:
+            if (patient := ids_of_file(content).patient) is not None:
                 patients[name] = patient
         image = decode_files(
             contents,

@@ -1,4 +1,4 @@
-"""Which images are of one patient, from question tables and DICOM headers, without keeping any id.
+"""Which images are of one patient or study, from tables and DICOM headers, without keeping an id.
 
 An id lives in memory only. What is written into a record is the name of the first image of the
 same patient, which says nothing about who that is, and changes only with the patient's images.
@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple
 
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.quarantine.image_errors import ImageError
@@ -31,6 +31,10 @@ _salt: Final = secrets.token_bytes(32)
 """New in each process: hashes of ids can be compared within it, and never looked up."""
 
 
+STUDY: Final = "study"
+"""Field of a record after stage download: the first image of the same study."""
+
+
 def hashed_id(text: str | None) -> bytes | None:
     """A salted hash of a patient's id, comparable within this process; None for a placeholder."""
     plain = " ".join((text or "").split()).casefold()
@@ -39,19 +43,27 @@ def hashed_id(text: str | None) -> bytes | None:
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), key=_salt).digest()
 
 
-def patient_of_file(content: bytes) -> bytes | None:
-    """The hashed PatientID of a DICOM file; None if it has none, is damaged or is not DICOM."""
+class FileIds(NamedTuple):
+    """Hashed ids of a DICOM file; None for one that it lacks."""
+
+    patient: bytes | None = None
+    study: bytes | None = None
+
+
+def ids_of_file(content: bytes) -> FileIds:
+    """PatientID and StudyInstanceUID of a file; none if it is damaged or is not DICOM."""
     if not is_dicom(content):
-        return None
+        return FileIds()
     # imports pydicom, which a corpus without DICOM does not need
     from stages.corpus.dicom.headers.elements import read_elements
 
     try:
-        _, elements = read_elements(content, ("PatientID",), _MAX_INFLATED)
-        values = elements.codes("PatientID", "LO")
+        _, elements = read_elements(content, ("PatientID", "StudyInstanceUID"), _MAX_INFLATED)
+        patient = "\\".join(elements.codes("PatientID", "LO"))
+        study = elements.uid("StudyInstanceUID")
     except ImageError:
-        return None
-    return hashed_id("\\".join(values))
+        return FileIds()
+    return FileIds(hashed_id(patient), hashed_id(study))
 
 
 def refuse_mixed_patients(
@@ -89,13 +101,35 @@ def link_patients(
     `files`: image -> its files; `patient_of`: file -> hashed PatientID. Ids count within a data
     set: patient 7 of another one is somebody else.
     """
-    links: list[tuple[str, tuple[str, bytes]]] = []
+    links: list[_Link] = []
     for record in records:
         ids = _ids_of_files(record, files, patient_of)
         if own := hashed_id(record.fields.get(PATIENT)):
             ids.add(own)
         for image in record.image_paths:
             links += ((image, (record.dataset, each)) for each in ids)
+    return _first_images(links)
+
+
+def link_studies(
+    records: Iterable[Record], files: Mapping[str, Sequence[str]], study_of: Mapping[str, bytes]
+) -> dict[str, str]:
+    """Image -> first image, by name, of the same study, which no two data sets share.
+
+    Arguments as of `link_patients`. Images without a study are absent.
+    """
+    links: list[_Link] = []
+    for image in sorted(set(chain.from_iterable(record.image_paths for record in records))):
+        links += ((image, ("", study_of[name])) for name in files[image] if name in study_of)
+    return _first_images(links)
+
+
+_Link = tuple[str, tuple[str, bytes]]
+"""An image, and a data set's id that it has."""
+
+
+def _first_images(links: Sequence[_Link]) -> dict[str, str]:
+    """Image -> the first of those that ids connect with it."""
     if not links:
         return {}
     import networkx as nx  # takes a tenth of a second, and few corpora name patients

@@ -18,6 +18,7 @@ import numpy as np
 from stages.core.params import Splits
 from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.corpus.records.images import SHOWN, SOURCES
+from stages.corpus.records.patients import STUDY
 from stages.corpus.records.records import PATIENT, Record
 from stages.corpus.splitting.draws import Draw, Item, by_fold
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
@@ -179,6 +180,7 @@ def grouped_images(records: Sequence[Record], settings: Splits) -> list[GroupedI
             fields["perceptual_hash"],
             _patient(record, record.image_path, patterns),
             record.dataset,
+            fields.get(STUDY),
             _merged(by_path.get(image), [each["image"] for each in sources]),
         )
         for path, each in zip(record.image_paths, sources, strict=False):
@@ -189,6 +191,7 @@ def grouped_images(records: Sequence[Record], settings: Splits) -> list[GroupedI
                 each["perceptual_hash"],
                 _patient(record, path, patterns),
                 record.dataset,
+                fields.get(STUDY),
                 _merged(known, [image]),
                 tuple(sorted({*(known.frame_hashes if known else ()), *each["frames"]})),
             )

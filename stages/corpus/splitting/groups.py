@@ -21,7 +21,7 @@ _MOST_LINKS: Final = 2**20
 
 @dataclass(frozen=True)
 class GroupedImage:
-    """One image for grouping: path, hashes (64 hex digits each), data set, patient if known.
+    """One image for grouping: path, hashes (64 hex digits each), data set; patient, study if known.
 
     `linked`: paths of others that a question shows together with it. `frame_hashes`: pixel hashes
     of the frames that are shown of a volume, without blank ones.
@@ -32,6 +32,7 @@ class GroupedImage:
     perceptual_hash: str
     patient: tuple[str, str] | None = None
     dataset: str = ""
+    study: str | None = None
     linked: tuple[str, ...] = ()
     frame_hashes: tuple[str, ...] = ()
 
@@ -60,6 +61,7 @@ def group_images(images: Sequence[GroupedImage], near_duplicates: int | None) ->
     links = [
         _link_equal([image.pixel_hash for image in ordered]),
         _link_equal([image.patient for image in ordered]),
+        _link_equal([image.study for image in ordered]),
         _link_shown_together(ordered),
         _link_equal_frames(ordered),
     ]

@@ -36,7 +36,6 @@ from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.locations import write_locations
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
 from stages.corpus.records.patients import (
-    STUDY,
     FileIds,
     ids_of_file,
     link_patients,
@@ -44,7 +43,7 @@ from stages.corpus.records.patients import (
     refuse_mixed_patients,
 )
 from stages.corpus.records.reading import find_images, read_questions
-from stages.corpus.records.records import PATIENT, Reading, Record, refuse
+from stages.corpus.records.records import PATIENT, STUDY, Reading, Record, refuse
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""

@@ -31,10 +31,6 @@ _salt: Final = secrets.token_bytes(32)
 """New in each process: hashes of ids can be compared within it, and never looked up."""
 
 
-STUDY: Final = "study"
-"""Field of a record after stage download: the first image of the same study."""
-
-
 def hashed_id(text: str | None) -> bytes | None:
     """A salted hash of a patient's id, comparable within this process; None for a placeholder."""
     plain = " ".join((text or "").split()).casefold()

@@ -67,6 +67,8 @@ OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
 PATIENT: Final = "patient"
 """Optional field: the id of a patient as its author writes it; after stage download, an image."""
+STUDY: Final = "study"
+"""Field of a record after stage download: the first image of the same DICOM study."""
 _OPTION_NAME = re.compile(r"option_(?:[A-Za-z]{1,2}|\d{1,3})")
 """A field that was meant to be an option, however spelled; `option_index` was not."""
 _NAMES = ("dataset", "question_id", "image_path")

@@ -18,8 +18,7 @@ import numpy as np
 from stages.core.params import Splits
 from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.corpus.records.images import SHOWN, SOURCES
-from stages.corpus.records.patients import STUDY
-from stages.corpus.records.records import PATIENT, Record
+from stages.corpus.records.records import PATIENT, STUDY, Record
 from stages.corpus.splitting.draws import Draw, Item, by_fold
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
 from stages.corpus.splitting.stratify import stratify

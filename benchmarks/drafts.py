@@ -89,7 +89,7 @@ def _steps(
     from stages.core.params import load_params
     from stages.corpus.dataset.problems import parse_solution
     from stages.corpus.dataset.split_files import read_split
-    from stages.grpo.dataset import train_dataset
+    from stages.grpo.data.dataset import train_dataset
     from stages.grpo.trainer import build_trainer, deterministic
     from stages.policy.loading import load_policy, load_processor
 

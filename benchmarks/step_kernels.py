@@ -145,7 +145,7 @@ def _steps(
         reward,
     )
     from stages.core.params import load_params
-    from stages.grpo.dataset import train_dataset
+    from stages.grpo.data.dataset import train_dataset
     from stages.grpo.trainer import build_trainer, deterministic
     from stages.policy.loading import load_policy
     from stages.policy.vision_attention import batch_images

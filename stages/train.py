@@ -195,7 +195,7 @@ def _trainer(
         return build_sft_trainer(
             policy, processor, rows, grpo, sft, style, scratch=state, run_name=name
         )
-    from stages.grpo.dataset import train_dataset
+    from stages.grpo.data.dataset import train_dataset
     from stages.grpo.trainer import build_trainer
 
     return build_trainer(

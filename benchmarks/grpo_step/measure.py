@@ -25,7 +25,7 @@ from benchmarks.grpo_step.setting import Setting, default_setting
 from benchmarks.grpo_step.trace import trace
 from benchmarks.grpo_step.trainers import TrainerStep, settings, suppressed
 from stages.corpus.dataset.image_store import open_image
-from stages.grpo.dataset import train_dataset
+from stages.grpo.data.dataset import train_dataset
 from stages.prompts.styles import Style
 
 WAYS: Final[tuple[Way, ...]] = ("g_copies", "trl", "shared")

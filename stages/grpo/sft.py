@@ -20,8 +20,8 @@ from stages.core.errors import InputError
 from stages.core.params import Grpo, Sft
 from stages.corpus.dataset.problems import format_solution
 from stages.corpus.dataset.split_files import images_of
-from stages.grpo.checks import check_batch, check_prompts
-from stages.grpo.dataset import (
+from stages.grpo.data.checks import check_batch, check_prompts
+from stages.grpo.data.dataset import (
     first_image,
     image_columns,
     image_counts,

@@ -23,8 +23,8 @@ from stages.core.iteration.progress import progress_reporter
 from stages.core.params import Grpo, Lora
 from stages.core.services.tracking import TrackingRun
 from stages.corpus.dataset.problems import LETTERS, format_solution
-from stages.grpo.checks import check_batch, check_completion_length, check_prompts
-from stages.grpo.dataset import first_image, image_counts
+from stages.grpo.data.checks import check_batch, check_completion_length, check_prompts
+from stages.grpo.data.dataset import first_image, image_counts
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.parallel import gather_weights, join_deepspeed, parallel_arguments
 from stages.grpo.resume import SaveByTime

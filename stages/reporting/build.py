@@ -22,7 +22,6 @@ from stages.corpus.quarantine.ledger import Quarantine
 from stages.corpus.splitting.data_tests import Results
 from stages.predictions.schema import LEFT_OUT
 from stages.prompts.styles import Style
-from stages.reporting.cases import pick_cases
 from stages.reporting.evidence import (
     Evidence,
     SplitSize,
@@ -31,7 +30,8 @@ from stages.reporting.evidence import (
     outputs_of_indicators,
     synthetic_share,
 )
-from stages.reporting.gallery import inline_images, inline_strips
+from stages.reporting.examples.cases import pick_cases
+from stages.reporting.examples.gallery import inline_images, inline_strips
 from stages.reporting.markdown import render_card, render_report
 from stages.reporting.sheets import write_sheets, write_training
 from stages.reporting.sources import check_same_kind, read_predictions

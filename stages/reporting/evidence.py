@@ -15,7 +15,7 @@ from stages.corpus.quarantine.ledger import Quarantine, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import Results
 from stages.corpus.splitting.leaks import KnownPatients, Leaks, all_patients, total
-from stages.reporting.cases import Case
+from stages.reporting.examples.cases import Case
 from stages.scoring.tables import (
     CELLS,
     CrossTable,

@@ -14,7 +14,7 @@ from stages.core.cards.templating import render_html
 from stages.reporting import parts, tables
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
-from stages.reporting.gallery import strip
+from stages.reporting.examples.gallery import strip
 from stages.reporting.headline import DISCLAIMER, small_tests, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.palette import DARK, DIVERGING, DIVERGING_DARK, LIGHT, bounds, max_abs, shades

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from stages.core.errors import InputError
 from stages.grpo import scoring
-from stages.grpo.dataset import train_dataset
+from stages.grpo.data.dataset import train_dataset
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.rollout import Sampled
 from stages.grpo.shared_prefix import score

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from stages.core.errors import InputError
 from stages.core.params import Sft, Towers, load_params
 from stages.grpo.batch import ExampleBatch, PromptCollator
-from stages.grpo.dataset import image_counts, train_dataset
+from stages.grpo.data.dataset import image_counts, train_dataset
 from stages.grpo.sft import build_sft_trainer
 from stages.grpo.trainer import build_trainer, deterministic
 from stages.policy.loading import load_policy

@@ -14,7 +14,7 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.core.params import Grpo, Sft, load_params
 from stages.corpus.dataset.problems import format_solution
-from stages.grpo.dataset import train_dataset
+from stages.grpo.data.dataset import train_dataset
 from stages.grpo.sft import build_sft_trainer, sft_config, sft_dataset, target
 from stages.grpo.trainer import (
     LOGGED,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.core.errors import InputError
-from stages.grpo.dataset import train_dataset
+from stages.grpo.data.dataset import train_dataset
 from stages.grpo.trainer import build_trainer, grpo_config
 from stages.policy.loading import check_policy_files, load_policy, vision_token_ids
 from stages.policy.prompt_batch import process_prompts

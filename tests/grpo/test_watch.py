@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stages.core.errors import InputError
-from stages.grpo.checks import check_completion_length
+from stages.grpo.data.checks import check_completion_length
 from stages.grpo.watch import PATIENCE, TrainingWatch
 from stages.prompts.styles import Style
 from tests.grpo.tiny import grpo_settings, processor

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from stages.core.params import Grpo, load_params
 from stages.corpus.sample import phantoms
-from stages.grpo.dataset import train_dataset
+from stages.grpo.data.dataset import train_dataset
 from stages.grpo.resume import prune_checkpoints
 from stages.grpo.trainer import build_trainer, write_log
 from stages.policy.loading import load_policy, load_processor

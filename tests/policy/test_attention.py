@@ -12,7 +12,7 @@ import torch
 
 from stages.core.errors import InputError
 from stages.core.params import Towers, load_params
-from stages.grpo.dataset import train_dataset
+from stages.grpo.data.dataset import train_dataset
 from stages.grpo.trainer import build_trainer
 from stages.policy.attention import choose_attention
 from stages.policy.loading import load_policy

@@ -10,7 +10,7 @@ from typing import Final
 
 from stages.core.errors import InputError
 from stages.corpus.dataset.image_store import open_image
-from stages.reporting.cases import Case
+from stages.reporting.examples.cases import Case
 
 SIDE: Final = 192
 """Longest side of an inlined image, in pixels."""

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from stages.predictions.schema import CONTEXT_PARTS, IMAGE_PARTS
-from stages.reporting import gallery
-from stages.reporting.cases import (
+from stages.reporting.examples import gallery
+from stages.reporting.examples.cases import (
     ONLY_WITH_CONTEXT,
     ONLY_WITH_IMAGES,
     ONLY_WITHOUT,
     Case,
     pick_cases,
 )
-from stages.reporting.gallery import inline_strips, strip
+from stages.reporting.examples.gallery import inline_strips, strip
 from stages.scoring.tables import Target
 from tests.several_images import scored
 

@@ -1,0 +1,1 @@
+"""Training questions as data sets, and whether they can be trained on."""

@@ -8,7 +8,7 @@ PROFILE ?= full
 # seconds since 1970, to tell how long a target took
 STARTED := $(shell date +%s)
 # tests that `make test` runs beside all others, about half of the time
-BESIDE := tests/flows
+BESIDE := tests/flows tests/end_to_end
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # nothing here reports home

@@ -77,7 +77,8 @@ def run(
         ):
             inspection = inspect(corpus, params, images=images, examples=examples)
     except InputError as error:
-        print(f"error: {plain(str(error))}", file=sys.stderr)
+        text = "\n".join(map(plain, str(error).splitlines()))
+        print(f"error: {text}", file=sys.stderr)
         return EXIT_CODES["unusable"]
     status = inspection.status(strict)
     if json_file:
@@ -101,6 +102,9 @@ def print_inspection(path: Path, inspection: Inspection, status: str) -> None:
     title = f"{path}: {inspection.layout} layout, {len(files)} question file(s): "
     console.print(escape(plain(title + ", ".join(files[:5]))))
     console.print(_table(inspection))
+    if any(count > 1 for count in inspection.shown):
+        numbers = [f"{count} in {questions}" for count, questions in inspection.shown.items()]
+        console.print(f"Images that a question shows: {', '.join(numbers)} questions")
     if not inspection.decoded:
         console.print("Images were not decoded (--no-images): some may still be refused.")
     for finding in inspection.findings:

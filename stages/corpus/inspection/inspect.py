@@ -29,6 +29,7 @@ from stages.corpus.quarantine.advice import (
 )
 from stages.corpus.quarantine.ledger import Row
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.images import SHOWN
 from stages.corpus.records.reading import find_images, read_questions
 from stages.corpus.records.records import Record
 from stages.corpus.records.table import read_header
@@ -68,7 +69,8 @@ _DOCUMENTS: Final = (
 class Inspection:
     """Result of an inspection: read = usable + refused.
 
-    `questions`: (modality, question type) -> usable ones; `images`: number per modality; `axes`:
+    `questions`: (modality, question type) -> usable ones; `images`: number per modality; `shown`:
+    images of a question -> questions that show as many, empty if no image was decoded; `axes`:
     those of the project; `splits`: axis -> slug -> training and test questions of the kind in use,
     empty if no image was decoded.
     """
@@ -79,6 +81,7 @@ class Inspection:
     usable: int
     questions: dict[tuple[str, str], int]
     images: dict[str, int]
+    shown: dict[int, int]
     axes: Axes
     splits: dict[str, dict[str, tuple[int, int]]]
     decoded: bool
@@ -118,6 +121,7 @@ def inspect(
         splits = _run_data_tests(usable, params, findings, is_complete=is_complete)
     else:
         _note_missing_splits(usable, params.taxonomy.axes, findings)
+    shown = Counter(len(record.fields.get(SHOWN, [""])) for record in usable)
     distinct: set[tuple[str, str]] = set()
     for record in usable:
         distinct.update((record.modality, path) for path in record.image_paths)
@@ -129,6 +133,7 @@ def inspect(
         usable=len(usable),
         questions=dict(Counter((record.modality, record.question_type) for record in usable)),
         images=dict(Counter(modality for modality, _ in distinct)),
+        shown=dict(sorted(shown.items())) if images else {},
         axes=params.taxonomy.axes,
         splits=splits,
         decoded=images,
@@ -156,6 +161,7 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
         "questions": questions,
         "images": {slug: inspection.images.get(slug, 0) for slug in inspection.axes["modality"]},
         "images_decoded": inspection.decoded,
+        "images_per_question": {str(count): number for count, number in inspection.shown.items()},
         "findings": [
             {
                 "kind": finding.kind,

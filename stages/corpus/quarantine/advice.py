@@ -225,12 +225,13 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.IMAGE_VOLUME: Advice(
         "volumes that cannot be shown slice by slice as params.yaml asks",
         "Complete or separate the slices that the reason names, or export the volume with its"
-        " positions. With volume.plane: acquired and volume.frames: 1 a volume is shown as it was"
-        " stored, by one slice (docs/ingest-dicom.md).",
+        " positions. With volume.plane: acquired and volume.frames: 1 a question that names no"
+        " slices shows one, as it was stored (docs/ingest-dicom.md).",
     ),
     Reason.IMAGE_SLICE: Advice(
-        "questions about slices that are not there",
-        "Write their numbers, counted from 1 in the order of the volume, each once, as 12|14|16.",
+        "slices that cannot be used",
+        "Write their numbers, counted from 1 in the order of the volume, each once, as 12|14|16,"
+        " for a question about one volume.",
     ),
     Reason.IMAGE_TOO_LARGE: Advice(
         "images that are too large",

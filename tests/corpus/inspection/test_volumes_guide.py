@@ -104,6 +104,7 @@ def test_the_check_finds_the_same() -> None:
     assert med_r1("check", "ward", "--json", "found.json") == 1
     report = json.loads(Path("found.json").read_text(encoding="utf-8"))
     assert (report["read"], report["kept"]) == (8, 4)
+    assert report["images_per_question"] == {"1": 1, "2": 1, "4": 2}
     text = json.dumps(report)
     assert "different patients" in text
     assert "about 161 slices seem to be missing" in text

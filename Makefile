@@ -21,8 +21,8 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help repro full dashboard check test lint types format lock install clean
 
 help:
-	@echo "make repro   install, then run the pipeline and print the results (8 to 12 minutes on 2 cores the first time)"
-	@echo "make test    install, then lint, check types and run every test (15 to 21 minutes on 2 cores)"
+	@echo "make repro   install, then run the pipeline and print the results (10 to 12 minutes on 2 cores the first time)"
+	@echo "make test    install, then lint, check types and run every test (20 to 27 minutes on 2 cores)"
 	@echo "make check   the fast loop while you work: lint, types and the quick tests (at most 3 minutes on 2 cores)"
 	@echo "make full    the paper's setting on GPUs: check this machine, set params.yaml and data.dvc, run (PROFILE=full-3b; docs/full-scale.md)"
 	@echo "make dashboard   the same in Prefect's dashboard on this machine: watch, cancel, schedule (PORT=4200)"
@@ -62,7 +62,7 @@ check: $(INSTALLED) lint
 test check: export OMP_WAIT_POLICY := PASSIVE
 
 test: $(INSTALLED) lint
-	@echo "== Types, and all tests, 15 to 21 minutes on 2 cores: some, which mostly wait, beside the others"
+	@echo "== Types, and all tests, 20 to 27 minutes on 2 cores: some, which mostly wait, beside the others"
 	@mypy > .mypy.log 2>&1 & types=$$!; \
 	python -m pytest -q $(addprefix --ignore ,$(BESIDE)) > .pytest-others.log 2>&1 & others=$$!; \
 	python -m pytest $(BESIDE); flows=$$?; \

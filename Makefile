@@ -7,8 +7,8 @@ PORT ?= 4200
 PROFILE ?= full
 # seconds since 1970, to tell how long a target took
 STARTED := $(shell date +%s)
-# tests that `make test` runs beside all others, about half of the time
-BESIDE := tests/flows tests/end_to_end
+# processes that run tests: one more than cores, as many tests wait for servers
+TESTERS := $(shell echo $$(( $$(nproc) + 1 )))
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # nothing here reports home
@@ -55,19 +55,18 @@ dashboard: $(INSTALLED)
 check: $(INSTALLED) lint
 	@echo "== Types, and the tests that are not marked slow: at most 3 minutes on 2 cores"
 	@mypy > .mypy.log 2>&1 & types=$$!; \
-	python -m pytest -q -m "not slow"; code=$$?; \
+	python -m pytest -q -m "not slow" --numprocesses $(TESTERS); code=$$?; \
 	wait $$types || { cat .mypy.log; exit 1; }; exit $$code
 
-# waiting OpenMP threads sleep: trainings of two tests at once otherwise take several times as long
+# the cores are busy with tests; threads of one test would only wait for each other
+test check: export OMP_NUM_THREADS := 1
 test check: export OMP_WAIT_POLICY := PASSIVE
 
 test: $(INSTALLED) lint
-	@echo "== Types, and all tests, 20 to 27 minutes on 2 cores: some, which mostly wait, beside the others"
+	@echo "== Types, and all tests, 20 to 27 minutes on 2 cores"
 	@mypy > .mypy.log 2>&1 & types=$$!; \
-	python -m pytest -q $(addprefix --ignore ,$(BESIDE)) > .pytest-others.log 2>&1 & others=$$!; \
-	python -m pytest $(BESIDE); flows=$$?; \
-	wait $$others; code=$$?; cat .pytest-others.log; \
-	wait $$types || { cat .mypy.log; exit 1; }; exit $$((flows || code))
+	python -m pytest -q --numprocesses $(TESTERS); code=$$?; \
+	wait $$types || { cat .mypy.log; exit 1; }; exit $$code
 
 lint: $(INSTALLED)
 	@echo "== Lint"

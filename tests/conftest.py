@@ -87,6 +87,9 @@ leaves them out.
 QUICK = ("grpo/test_rewards.py", "stages/test_prior.py")
 """In a slow folder, and quick all the same."""
 
+LONG = ("end_to_end", "flows", "stages", "grpo", "pretraining", "publishing", "profiles")
+"""Folders of the files that take longest: these come first, so that no process is left with one."""
+
 Raw = dict[str, Any]
 MakeRecord = Callable[..., Raw]
 MakeCorpus = Callable[..., Path]
@@ -94,11 +97,17 @@ RunStage = Callable[..., None]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of SLOW."""
+    """Mark the tests of SLOW, and put the files of LONG first."""
     for item in items:
         path = item.path.relative_to(ROOT / "tests").as_posix()
         if path not in QUICK and any(path == slow or path.startswith(f"{slow}/") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    return LONG.index(folder) if folder in LONG else len(LONG)
 
 
 @pytest.fixture

@@ -53,8 +53,8 @@ def test_embedded_volumes_are_named_by_their_bytes(tmp_path: Path) -> None:
     contents = [
         nifti(1),
         nifti(2, version=nibabel.Nifti2Image),
-        gzip.compress(nifti(3)),
-        gzip.compress(nifti(4, version=nibabel.Nifti2Image)),
+        gzip.compress(nifti(3), mtime=0),
+        gzip.compress(nifti(4, version=nibabel.Nifti2Image), mtime=0),
     ]
     run(write(tmp_path / "a.parquet", *map(row, contents)), tmp_path / "out", **WORDS)
     paths = [image_paths(each)[0] for each in records(tmp_path / "out")]
@@ -65,9 +65,9 @@ def test_embedded_volumes_are_named_by_their_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(png()),
-        gzip.compress(b""),
-        gzip.compress(nifti())[:30],
+        gzip.compress(png(), mtime=0),
+        gzip.compress(b"", mtime=0),
+        gzip.compress(nifti(), mtime=0)[:30],
         b"\x1f\x8b damaged" * 50,
         nifti().replace(b"n+1\0", b"ni1\0"),
         nifti()[:300],

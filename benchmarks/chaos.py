@@ -29,7 +29,7 @@ import psutil
 from rich.console import Console
 
 from benchmarks.command_line import build_parser
-from flows.dvc_api.client import guarded_processes
+from flows.dvc_api.processes import guarded_processes
 from flows.scheduling.slots import find_slots
 from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance

@@ -30,17 +30,12 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.dvc_api.client import (
-    Runner,
-    StageError,
-    StoppedError,
-    end_stages,
-    find_orphans,
-    read_status,
-)
+from flows.dvc_api.client import read_status
 from flows.dvc_api.graph import Graph, Stage, read_graph
 from flows.dvc_api.output_sizes import read_output_sizes
 from flows.dvc_api.preloading import preloaded_libraries
+from flows.dvc_api.processes import end_stages, find_orphans
+from flows.dvc_api.runner import Runner, StageError, StoppedError
 from flows.dvc_api.stale_reasons import explain_staleness
 from flows.prefect_api import artifacts
 from flows.prefect_api.client import require_server

@@ -16,10 +16,10 @@ from typing import Final
 
 import pandas as pd
 
-from flows.dvc_api.client import Runner, StageError
 from flows.dvc_api.graph import read_graph
 from flows.dvc_api.lock_file import read_locked_stages
 from flows.dvc_api.preloading import preloaded_libraries
+from flows.dvc_api.runner import Runner, StageError
 from flows.registry import champion as champions
 from flows.registry.champion import Champion
 from flows.retraining.context import Retraining

@@ -20,7 +20,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.dvc_api.client import StageError, StoppedError
+from flows.dvc_api.runner import StageError, StoppedError
 from flows.prefect_api.client import require_server
 from flows.registry.snapshot import AlreadyRunningError, champion_lock
 from flows.retraining.context import Result, Retraining, RetrainOptions, RetrainOutcome, Start

@@ -37,8 +37,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.types import KeyValueLabels
 
-from flows.dvc_api.client import Runner, StageError, StoppedError
 from flows.dvc_api.graph import Graph, Stage, read_graph
+from flows.dvc_api.runner import Runner, StageError, StoppedError
 from flows.prefect_api.stage_output import OnProgress
 from flows.reproduce import (
     THREADS,

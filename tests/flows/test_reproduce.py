@@ -21,7 +21,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Completed, Failed
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.dvc_api.client import find_orphans, guarded_processes
+from flows.dvc_api.processes import find_orphans, guarded_processes
 from flows.prefect_api.client import orphaned_servers
 from flows.reproduce import _crashed, print_time, reproduce, summarize, workspace_lock
 from flows.scheduling.schedule import StagesFailedError

@@ -14,8 +14,8 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.doctor import leftovers
 from flows.doctor.processes import command_words
-from flows.dvc_api.client import end_processes
 from flows.dvc_api.preloading import LOG, SERVER, preloaded_libraries
+from flows.dvc_api.processes import end_processes
 from flows.prefect_api.client import orphaned_servers
 from flows.reproduce import reproduce
 from flows.scheduling.schedule import StagesFailedError

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.dvc_api.client import StageError, read_status
+from flows.dvc_api.client import read_status
+from flows.dvc_api.runner import StageError
 from flows.registry import champion, snapshot
 from flows.retraining.context import Retraining, RetrainOptions, RetrainOutcome
 from flows.retraining.decision import markdown, read_decisions

@@ -143,7 +143,7 @@ class Services:
     def __init__(
         self,
         folder: Path,
-        entrypoint: str = "flows/reproduce.py:reproduce",
+        entrypoint: str = "flows/reproduce/flow.py:reproduce",
         workers: Sequence[Mapping[str, str]] = ({},),
     ) -> None:
         with socket.socket() as probe:

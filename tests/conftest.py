@@ -78,7 +78,7 @@ SLOW = (
     ),
     *(
         "flows/test_environment.py",
-        "flows/test_reproduce.py",
+        "flows/reproduce",
         "flows/test_stale.py",
         "flows/workers",
     ),

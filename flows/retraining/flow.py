@@ -54,7 +54,7 @@ def retrain(
         root: Folder of the workspace. Default: the current one.
         slots_per_gpu: Stages that share a GPU, each with its part of the memory.
     """
-    from flows.reproduce import reproduce
+    from flows.reproduce.flow import reproduce
 
     workspace = Path(root or Path.cwd()).resolve()
     logger = get_run_logger()

@@ -23,7 +23,7 @@ from flows.command_line.application import (
     make_group,
 )
 from flows.doctor import server
-from flows.reproduce import reproduce
+from flows.reproduce.flow import reproduce
 from flows.retraining.flow import retrain
 from flows.workers.flow import DEPLOYMENT, reproduce_on_workers, run_stage_on_worker
 from stages.core.errors import ExitCode, InputError
@@ -195,8 +195,8 @@ def test_bad_input_exits_with_the_code_of_input(
 @pytest.mark.parametrize(
     ("words", "module", "arguments"),
     [
-        (["reproduce"], "flows.reproduce", (None, None, None)),
-        (["reproduce", "--slots", "3"], "flows.reproduce", (None, 3, None)),
+        (["reproduce"], "flows.reproduce.flow", (None, None, None)),
+        (["reproduce", "--slots", "3"], "flows.reproduce.flow", (None, 3, None)),
         (["retrain"], "flows.retraining.flow", (False, False, None, None, None)),
         (["workers"], "flows.workers.flow", (None, None, DEPLOYMENT)),
         (["plan"], "flows.planning.plan", (ROOT, None, None)),

@@ -14,7 +14,7 @@ import psutil
 
 from stages.core import layout
 
-RECORDS: Final = layout.SCRATCH / "flows" / "running"
+RECORDS: Final = layout.FLOWS / "running"
 """Folder with one file per running stage."""
 _GUARD: Final = Path(__file__).with_name("guard.py")
 _ROUNDS: Final = 5

@@ -50,21 +50,21 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 
-LOCK: Final = layout.SCRATCH / "flows" / "lock"
+LOCK: Final = layout.FLOWS / "lock"
 _SKIP_TIMEOUT_SECONDS: Final = 60.0
 """Time for Prefect to record skipped stages."""
 THREADS: Final[ThreadPoolTaskRunner[Any]] = ThreadPoolTaskRunner(max_workers=64)
 """More threads than stages ever run at once."""
 
 
-def _name_run() -> str:
+def name_run(what: str) -> str:
+    """Name of the current flow run: what it does, and to which stages."""
     from prefect.runtime import flow_run
 
-    only = flow_run.parameters.get("only")
-    return f"reproduce {', '.join(only)}" if only else "reproduce everything"
+    return f"{what} {', '.join(flow_run.parameters.get('only') or ['everything'])}"
 
 
-@flow(name="reproduce", flow_run_name=_name_run, task_runner=THREADS)  # type: ignore[arg-type]
+@flow(name="reproduce", flow_run_name=partial(name_run, "reproduce"), task_runner=THREADS)  # type: ignore[arg-type]
 def reproduce(
     only: list[str] | None = None,
     slots: int | None = None,

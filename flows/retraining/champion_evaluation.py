@@ -27,7 +27,7 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.reporting.sources import read_predictions
 
-FOLDER: Final = layout.SCRATCH / "flows" / "duel"
+FOLDER: Final = layout.FLOWS / "duel"
 _OWN: Final = {layout.MODELS.name, layout.PREDICTIONS.name, layout.SCRATCH.name, ".git", ".dvc"}
 """Entries of the workspace that are not linked."""
 

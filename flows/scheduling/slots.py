@@ -195,7 +195,7 @@ def find_slots(
         raise InputError(f"{count} slots: at least one is needed")
     return Slots(
         tuple(f"cpu-{number}" for number in range(count or _cpu_slots(root))),
-        (root / layout.SCRATCH / "flows" / "slots").resolve(),
+        (root / layout.FLOWS / "slots").resolve(),
         are_gpus=False,
     )
 

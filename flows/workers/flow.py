@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -27,7 +28,7 @@ from prefect.states import Completed, Failed
 
 from flows.dvc_api.graph import Stage, read_graph
 from flows.dvc_api.runner import Runner
-from flows.reproduce.flow import THREADS, bring_up_to_date
+from flows.reproduce.flow import THREADS, bring_up_to_date, name_run
 from flows.reproduce.site import ExecutionSite, run_locally
 from flows.reproduce.summary import Summary, summarize
 from flows.scheduling.schedule import Capacity, StageResult, StagesFailedError
@@ -115,14 +116,11 @@ def _run(clone: clones.Clone, stage: Stage, slots_per_gpu: int) -> StageResult:
         runner.stop()
 
 
-def _name_run() -> str:
-    from prefect.runtime import flow_run
-
-    only = flow_run.parameters.get("only")
-    return f"reproduce on workers {', '.join(only) if only else 'everything'}"
-
-
-@flow(name="reproduce-on-workers", flow_run_name=_name_run, task_runner=THREADS)  # type: ignore[arg-type]
+@flow(
+    name="reproduce-on-workers",
+    flow_run_name=partial(name_run, "reproduce on workers"),
+    task_runner=THREADS,  # type: ignore[arg-type]
+)
 def reproduce_on_workers(
     only: list[str] | None = None,
     repository: str | None = None,

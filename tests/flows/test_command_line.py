@@ -28,7 +28,6 @@ from flows.retraining.flow import retrain
 from flows.workers.flow import DEPLOYMENT, reproduce_on_workers, run_stage_on_worker
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import load_params
-from stages.profiles import schema
 from tests.commands import MED_R1, med_r1
 from tests.conftest import ROOT
 
@@ -248,7 +247,6 @@ def test_defaults_copied_for_cheap_help_are_those_of_the_modules() -> None:
     defaults = {each.name: each.default for each in parameters}
     assert defaults["silence"] == server.SILENCE.total_seconds() / 60
     assert defaults["deployment"] == DEPLOYMENT
-    assert application.PROFILES == schema.FOLDER
 
 
 ANYWHERE = (("base-commit",), ("check",), ("compare",), ("doctor",), ("fetch-file",))

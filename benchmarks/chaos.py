@@ -29,7 +29,7 @@ import psutil
 from rich.console import Console
 
 from benchmarks.command_line import build_parser
-from flows.dvc_api.client import guarded_processes
+from flows.dvc_api.processes import guarded_processes
 from flows.scheduling.slots import find_slots
 from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance
@@ -143,7 +143,7 @@ class Services:
     def __init__(
         self,
         folder: Path,
-        entrypoint: str = "flows/reproduce.py:reproduce",
+        entrypoint: str = "flows/reproduce/flow.py:reproduce",
         workers: Sequence[Mapping[str, str]] = ({},),
     ) -> None:
         with socket.socket() as probe:

@@ -28,7 +28,8 @@ from stages.core.outputs import write_json
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
 from stages.corpus.images.decoding import decode, encode
-from stages.corpus.sample.phantoms import draw, sample_phantom
+from stages.corpus.sample.drawing import draw
+from stages.corpus.sample.phantoms import sample_phantom
 
 SIDES: Final = ((512, 512), (1024, 768), (1500, 1200), (2048, 2048))
 TURNS: Final = 7

@@ -75,7 +75,7 @@ def run_rounds(root: Path, count: int, report: Any) -> tuple[int, int]:
 
     Reports whether `dvc status` is clean after each round.
     """
-    from flows.reproduce import reproduce
+    from flows.reproduce.flow import reproduce
 
     make_workspace(root, KEYS)
     reproduce(only=["split"], root=str(root))
@@ -101,7 +101,7 @@ def run_rounds(root: Path, count: int, report: Any) -> tuple[int, int]:
 
 def measure_cost(root: Path, keys: list[str], repeats: int, report: Any) -> dict[str, float]:
     """Median overhead per stage in seconds, beyond its sleep, of `dvc repro` and the flow."""
-    from flows.reproduce import reproduce
+    from flows.reproduce.flow import reproduce
 
     seconds: dict[str, list[float]] = {"dvc": [], "flow": []}
     sleeping = 2 * len(keys)

@@ -26,6 +26,7 @@ from typing import Final
 
 from flows.doctor.server import worker_name, zombies
 from flows.dvc_api.client import environment
+from flows.dvc_api.processes import guarded
 from flows.prefect_api.artifacts import REPORT_URL
 from flows.prefect_api.client import CLIENT_PASSWORD, is_loopback, server_responds
 from flows.prefect_api.environment import HOME, NO_TELEMETRY, prefect_home
@@ -39,7 +40,6 @@ SERVER_PASSWORD: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  (name o
 REPORT_HOST: Final = "127.0.0.1"
 STARTUP_SECONDS: Final = 120.0
 """Time within which a server must respond."""
-_GUARD: Final = Path(__file__).parent / "dvc_api" / "guard.py"
 
 
 def run(root: Path, host: str, port: int) -> int:
@@ -201,7 +201,7 @@ def _spawn(
     record = (root / HOME / f"{name}.pid").resolve()
     with log.open("ab") as handle:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_GUARD), str(record), *command],
+            guarded(command, record),
             cwd=root,
             env=dict(variables),
             stdin=subprocess.PIPE,

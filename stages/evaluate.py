@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -47,7 +47,7 @@ from stages.predictions.schema import IMAGE_PARTS, LEFT_OUT, OPTIONAL, SCHEMA, s
 from stages.taxonomy import AXIS_NAMES, fold_number
 
 if TYPE_CHECKING:  # imports torch
-    from stages.generation.generate import Completion
+    from stages.generation.generate import Answers, Completion
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     questions = build_questions(items, params.prompt.style, ablations=params.evaluate.ablations)
     if arguments.rank is not None:
         work = _Work(name, folder, params, questions, arguments.policy_key)
-        for _ in work.answer(arguments.rank, arguments.world_size):
+        for _ in work.answer_rank(arguments.rank, arguments.world_size):
             check_still_wanted()
         return
     check_tracking(params.tracking)
@@ -163,9 +163,9 @@ class _Work:
         Those that are not cached are generated in this process or, on several GPUs, in several.
         """
         total = sum(map(len, self._rows))
-        pairs = list(zip(self._keys, self._rows, strict=True))
-        # reads them, so that damaged ones do not count
-        known = sum(len(rows) for key, rows in pairs if self.cache.read(key, rows))
+        # read, not only looked for, so that damaged ones do not count
+        answered = self._read(range(len(self._windows)))
+        known = sum(len(answers.completions) for answers in answered.values())
         if known:
             print(
                 f"{self._name}: {known} of {total} answers are in {layout.ANSWER_CACHE}",
@@ -177,31 +177,43 @@ class _Work:
             if ranks > 1:
                 command = ["stages.evaluate", self._name, "--policy-key", self._policy_key]
                 run_ranks(command, ranks, lambda: report(self._count()))
-            else:
-                for count in self.answer(0, 1):
-                    report(known + count)
-        if any(self.cache.read(key, rows) is None for key, rows in pairs):
-            # deleted meanwhile, by another evaluation that keeps the cache to its limit
-            for _ in self.answer(0, 1):
-                pass
+                answered |= self._read(self._missing(answered))
+            # after ranks: what another evaluation, which keeps the cache to its limit, has deleted
+            for window, answers in self._generate(self._missing(answered)):
+                answered[window] = answers
+                report(sum(len(each.completions) for each in answered.values()))
         completions: dict[Key, Completion] = {}
         sizes: set[int] = set()
-        for key, rows in pairs:
-            answers = self.cache.read(key, rows)
-            if answers is None:
-                raise InputError(
-                    f"answers in {layout.ANSWER_CACHE} are deleted faster than they are generated:"
-                    " raise cache.answers_gb in params.yaml, and run the same command again"
-                )
+        for answers in answered.values():
             completions |= answers.completions
             sizes.update(answers.batch_sizes)
         return completions, sorted(sizes)
 
-    def answer(self, rank: int, processes: int) -> Iterator[int]:
+    def answer_rank(self, rank: int, processes: int) -> Iterator[None]:
         """Generate the missing answers of one rank's windows, the `rank`-th of `processes`.
 
-        Yields the number of answers so far, after each window.
+        Yields after each window.
         """
+        own = range(rank, len(self._windows), processes)
+        answered = self._read(own)
+        for _ in self._generate([at for at in own if at not in answered], processes):
+            yield
+
+    def _read(self, windows: Iterable[int]) -> dict[int, Answers]:
+        """Window -> its cached answers, of those that are cached."""
+        cached = ((at, self.cache.read(self._keys[at], self._rows[at])) for at in windows)
+        return {at: answers for at, answers in cached if answers is not None}
+
+    def _missing(self, answered: Container[int]) -> list[int]:
+        """The windows that are not answered."""
+        return [at for at in range(len(self._windows)) if at not in answered]
+
+    def _generate(
+        self, windows: Sequence[int], processes: int = 1
+    ) -> Iterator[tuple[int, Answers]]:
+        """Generate and cache the answers to windows, in their order; `processes` do so at once."""
+        if not windows:
+            return
         import torch
 
         from stages.generation.generate import answer_greedily
@@ -212,31 +224,25 @@ class _Work:
         # only in processes that compute: the parent of ranks must not use GPU memory
         check_gpus(f"evaluate.dtype {dtype}" if dtype == "bfloat16" else None)
         torch.set_num_threads(params.base.threads)
-        own = range(rank, len(self._windows), processes)
-        missing = [at for at in own if self.cache.read(self._keys[at], self._rows[at]) is None]
-        if not missing:
-            return
         # A GPU answers faster than one thread opens images; on a CPU, threads would slow it down.
         loader_threads = 0
         if self._device.type == "cuda":
             loader_threads = max((os.cpu_count() or 1) // processes, 1)
-        count = 0
         try:
-            windows = answer_greedily(
+            generated = answer_greedily(
                 load_policy(self._folder, dtype=dtype, attention=params.base.attention).to(
                     self._device
                 ),
                 load_processor(self._folder),
                 self._questions,
-                windows=[self._windows[at] for at in missing],
+                windows=[self._windows[at] for at in windows],
                 batch_size=self._batch_size,
                 max_new_tokens=params.evaluate.max_new_tokens,
                 loader_threads=loader_threads,
             )
-            for at, answers in zip(missing, windows, strict=True):
+            for at, answers in zip(windows, generated, strict=True):
                 self.cache.add(self._keys[at], self._rows[at], answers)
-                count += len(answers.completions)
-                yield count
+                yield at, answers
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of GPU memory ({str(error).splitlines()[0]}): lower evaluate.batch_size (now"

@@ -62,7 +62,9 @@ SLOW = (
     *(
         "flows/doctor",
         "flows/dvc_api/test_client.py",
+        "flows/dvc_api/test_events.py",
         "flows/dvc_api/test_guard.py",
+        "flows/dvc_api/test_runner.py",
         "flows/planning/test_plan.py",
         "flows/registry",
     ),
@@ -76,7 +78,7 @@ SLOW = (
     ),
     *(
         "flows/test_environment.py",
-        "flows/test_reproduce.py",
+        "flows/reproduce",
         "flows/test_stale.py",
         "flows/workers",
     ),

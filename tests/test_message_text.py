@@ -13,7 +13,8 @@ from unittest.mock import patch
 
 import pytest
 
-from flows.dvc_api.client import StageError, explain, read_event
+from flows.dvc_api.events import explain, read_event
+from flows.dvc_api.runner import StageError
 from flows.retraining.validate import RefusedDropError, check_archive, is_refusal
 from flows.scheduling.schedule import StagesFailedError
 from stages.core.cli import run_stage

@@ -13,6 +13,8 @@ from stages.core import layout
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.corpus.sample import phantoms
+from stages.corpus.sample.drawing import draw
+from stages.corpus.sample.options import options_for
 from tests.omnimedvqa import AXES, QUESTION_TYPE_SLUGS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -53,7 +55,7 @@ def small_workspace(
                 phantom = phantoms.sample_phantom(rng, modality)
             image = layout.images(modality) / f"{number}.png"
             (root / image).parent.mkdir(parents=True, exist_ok=True)
-            phantoms.draw(phantom, (384, 384), rng).save(root / image)
+            draw(phantom, (384, 384), rng).save(root / image)
             questions += [
                 _item(phantom, asked, image, f"{modality}_{number}_{asked}", rng)
                 for asked in phantom.attributes
@@ -71,7 +73,7 @@ def small_workspace(
 def _item(
     phantom: phantoms.Phantom, asked: str, image: Path, name: str, rng: np.random.Generator
 ) -> dict[str, Any]:
-    options = phantoms.options_for(phantom, asked, rng)
+    options = options_for(phantom, asked, rng)
     return {
         "image": image.as_posix(),
         "problem": format_problem(phantoms.QUESTIONS[asked][0], options),

@@ -23,6 +23,8 @@ from stages.core.params import Towers
 from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.problems import format_problem
 from stages.corpus.sample import phantoms
+from stages.corpus.sample.drawing import draw
+from stages.corpus.sample.options import options_for
 from stages.generation.batch_size import BatchSize
 from stages.generation.generate import answer_greedily
 from stages.generation.variants import REAL
@@ -115,12 +117,12 @@ def make_questions(folder: Path, case: Case) -> list[Question]:
         paths = []
         for picture in range(case.images_per_question):
             paths.append(str(folder / f"{number}-{picture}.png"))
-            phantoms.draw(phantom, (SIDE, SIDE), rng).save(paths[-1])
+            draw(phantom, (SIDE, SIDE), rng).save(paths[-1])
         kinds = phantom.attributes
         for kind in rng.choice(kinds, case.questions_per_image, replace=False):
             wordings = phantoms.QUESTIONS[kind]
             wording = wordings[rng.integers(len(wordings))]
-            problem = format_problem(wording, phantoms.options_for(phantom, kind, rng))
+            problem = format_problem(wording, options_for(phantom, kind, rng))
             prompt = prompt_text(problem, case.style, "evaluate")
             questions.append(Question({REAL: Variant(prompt, tuple(paths))}))
     return questions

@@ -23,6 +23,7 @@ from transformers import (
 
 from benchmarks.grpo_step.clock import Clock
 from stages.corpus.sample import phantoms
+from stages.corpus.sample.drawing import draw
 from stages.policy.loading import load_processor
 from stages.policy.vision_attention import loadable
 
@@ -213,7 +214,7 @@ def question_rows(folder: Path, count: int, images: int = 1) -> list[dict[str, A
     for number in range(count):
         paths = [folder / f"{number}-{which}-of-{images}.png" for which in range(images)]
         for path in paths:
-            phantoms.draw(phantoms.sample_phantom(rng), (SIDE, SIDE), rng).save(path)
+            draw(phantoms.sample_phantom(rng), (SIDE, SIDE), rng).save(path)
         rows.append(
             {
                 "images": [str(path) for path in paths],

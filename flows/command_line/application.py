@@ -20,7 +20,6 @@ from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
 
-PROFILES: Final = Path("infra/profiles")
 """Copy of stages.profiles.schema.FOLDER, whose module imports all settings."""
 
 PANELS: Final = ("Data", "Run", "Results", "Operate")
@@ -143,4 +142,4 @@ def complete_checkpoint(incomplete: str) -> list[str]:
 
 def complete_profile(incomplete: str) -> list[str]:
     """Completions from the profiles in the repository."""
-    return sorted(path.stem for path in PROFILES.glob(f"{incomplete}*.yaml"))
+    return sorted(path.stem for path in layout.PROFILES.glob(f"{incomplete}*.yaml"))

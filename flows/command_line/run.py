@@ -58,7 +58,7 @@ def reproduce(
     Results are those of `dvc repro`. Re-run after an interruption to resume.
     """
     use_own_prefect(Path.cwd())
-    from flows.reproduce import run
+    from flows.reproduce.flow import run
 
     return run(only, slots, _split(gpus), slots_per_gpu)
 

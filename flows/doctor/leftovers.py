@@ -14,8 +14,8 @@ import psutil
 
 from flows.doctor.findings import Finding
 from flows.doctor.processes import command_words, describe_process, guarded_record
-from flows.dvc_api.client import RECORDS, end_processes, end_stages, find_orphans, processes_of
 from flows.dvc_api.preloading import SERVER
+from flows.dvc_api.processes import RECORDS, end_processes, end_stages, find_orphans, processes_of
 from flows.prefect_api.client import orphaned_servers
 
 _SKIPPED_FOLDERS: Final = {".git", ".dvc", ".venv", "node_modules", "__pycache__"}

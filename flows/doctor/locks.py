@@ -26,7 +26,6 @@ from stages.core.file_lock import exclusive_lock
 
 REPOSITORY_LOCK: Final = Path(".dvc/tmp/lock")
 PATH_LOCKS: Final = Path(".dvc/tmp/rwlock")
-FLOWS: Final = layout.SCRATCH / "flows"
 STAGE_START_SECONDS: Final = 2.0
 """Time within which a flow that has acquired a slot starts its stage."""
 
@@ -39,7 +38,7 @@ def dvc_locks(root: Path) -> list[Finding]:
 def flow_lock(root: Path) -> list[Finding]:
     """Locks of this workspace that are held by a stopped flow."""
     problems = []
-    for path in sorted((root / FLOWS).glob("*lock")):
+    for path in sorted((root / layout.FLOWS).glob("*lock")):
         for process in filter(is_stopped, lock_holders(path)):
             check = f"flow lock {path.name}"
             problems.append(_stopped(check, process, "no other flow can start here"))
@@ -48,7 +47,7 @@ def flow_lock(root: Path) -> list[Finding]:
 
 def slots(root: Path) -> list[Finding]:
     """GPU slots of this host and workspace that are locked although no stage runs in them."""
-    files = lock_files(host_folder()) | lock_files(root / FLOWS / "slots")
+    files = lock_files(host_folder()) | lock_files(root / layout.FLOWS / "slots")
     suspects = [path for path, name in files.items() if _leak(path, name)]
     if suspects:
         # a flow locks its slot shortly before the guard of its stage starts: look twice

@@ -23,7 +23,7 @@ from stages.core.distributed.handover import MODULES, PRELOADED
 SERVER: Final = "stages.core.distributed.preloaded"
 FEWEST: Final = 3
 """Stages from which on a server saves time: it imports everything, an evaluation only a part."""
-LOG: Final = layout.SCRATCH / "flows" / "preloaded.log"
+LOG: Final = layout.FLOWS / "preloaded.log"
 """What the server prints: why it ended, or served a stage not, and what libraries print."""
 
 

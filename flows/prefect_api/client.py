@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import httpx
 import psutil
 
-from flows.dvc_api.client import end_processes
+from flows.dvc_api.processes import end_processes
 from flows.prefect_api.environment import ADDRESS
 from stages.core.errors import InputError
 

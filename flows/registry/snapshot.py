@@ -21,9 +21,9 @@ from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import atomic_directory, atomic_file
 
-LOCK: Final = layout.SCRATCH / "flows" / "retrain.lock"
-SNAPSHOT: Final = layout.SCRATCH / "flows" / "before"
-REFUSED: Final = layout.SCRATCH / "flows" / "refused"
+LOCK: Final = layout.FLOWS / "retrain.lock"
+SNAPSHOT: Final = layout.FLOWS / "before"
+REFUSED: Final = layout.FLOWS / "refused"
 """What the latest refused corpus was refused for: its quarantine, locations and data tests."""
 VALIDATION_STAGES: Final = ("download", "resize", "splits")
 """Groups of stages that are run to validate new data."""

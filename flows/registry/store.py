@@ -117,7 +117,7 @@ def missing(root: Path, cached: CachedObject) -> int:
 @contextmanager
 def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
     """An empty workspace with `root`'s cache and remotes; whether there is a default remote."""
-    parent = root / layout.SCRATCH / "flows" / "store"
+    parent = root / layout.FLOWS / "store"
     parent.mkdir(parents=True, exist_ok=True)
     # inside the workspace, so on its disk: links into the cache work there too
     folder = Path(tempfile.mkdtemp(dir=parent))

@@ -9,16 +9,25 @@ answers, where what the champion has answered before is found and the rest is ad
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from flows.dvc_api.client import Runner, StageError
+import pandas as pd
+
+from flows.dvc_api.graph import read_graph
 from flows.dvc_api.lock_file import read_locked_stages
+from flows.dvc_api.preloading import preloaded_libraries
+from flows.dvc_api.runner import Runner, StageError
+from flows.registry import champion as champions
+from flows.registry.champion import Champion
+from flows.retraining.context import Retraining
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.reporting.sources import read_predictions
 
-FOLDER: Final = layout.SCRATCH / "flows" / "duel"
+FOLDER: Final = layout.FLOWS / "duel"
 _OWN: Final = {layout.MODELS.name, layout.PREDICTIONS.name, layout.SCRATCH.name, ".git", ".dvc"}
 """Entries of the workspace that are not linked."""
 
@@ -96,3 +105,49 @@ class ChampionEvaluation:
     def stop(self) -> None:
         """End running evaluations and prevent further ones."""
         self._runner.stop()
+
+
+def evaluate_champion(
+    run: Retraining, champion: Champion, names: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """The champion's predictions per checkpoint on the current test questions, in GPU slots.
+
+    Nothing of the evaluations remains in the workspace, also if one fails.
+    """
+    if names:
+        run.report(
+            f"evaluating champion {champion.version} on the challengers' test questions:"
+            f" {', '.join(names)}"
+        )
+    stages = [f"evaluate@{name}" for name in names]
+    with preloaded_libraries(run.root, stages, run.slots.cpu_environment) as variables:
+        evaluation = ChampionEvaluation(run.root, variables)
+        try:
+            return _evaluate_side_by_side(run, evaluation, champion, names)
+        finally:
+            evaluation.clear()
+
+
+def _evaluate_side_by_side(
+    run: Retraining, evaluation: ChampionEvaluation, champion: Champion, names: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Predictions per checkpoint; if one evaluation fails, the others are stopped."""
+    graph = read_graph(run.root)
+
+    def evaluate(name: str) -> pd.DataFrame:
+        champions.checkout(run.root, name, evaluation.weights(name), champion.version)
+        gpus = graph.stages[f"evaluate@{name}"].gpus
+        if gpus:
+            with run.slots.acquire(gpus, lambda: evaluation.stopped) as (gpu_names, locks):
+                extra = run.slots.environment(gpu_names)
+                path = evaluation.evaluate(name, run.report, extra, locks)
+        else:
+            path = evaluation.evaluate(name, run.report)
+        return read_predictions(path, f"evaluate@{name}")[0]
+
+    with ThreadPoolExecutor(max(len(run.slots.names), 1)) as pool:
+        try:
+            return dict(zip(names, pool.map(evaluate, names), strict=True))
+        except BaseException:
+            evaluation.stop()  # before the pool waits for running evaluations
+            raise

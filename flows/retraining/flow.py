@@ -20,11 +20,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.dvc_api.client import StageError, StoppedError
+from flows.dvc_api.runner import StageError, StoppedError
 from flows.prefect_api.client import require_server
 from flows.registry.snapshot import AlreadyRunningError, champion_lock
+from flows.retraining.context import Result, Retraining, RetrainOptions, RetrainOutcome, Start
 from flows.retraining.decision import markdown, read_decisions
-from flows.retraining.run import Result, Retraining, RetrainOptions, RetrainOutcome, Start
+from flows.retraining.run import run_retraining
 from flows.retraining.validate import RefusedDropError
 from flows.scheduling.schedule import StagesFailedError
 from flows.scheduling.slots import find_slots
@@ -53,7 +54,7 @@ def retrain(
         root: Folder of the workspace. Default: the current one.
         slots_per_gpu: Stages that share a GPU, each with its part of the memory.
     """
-    from flows.reproduce import reproduce
+    from flows.reproduce.flow import reproduce
 
     workspace = Path(root or Path.cwd()).resolve()
     logger = get_run_logger()
@@ -67,8 +68,9 @@ def retrain(
         with champion_lock(workspace):
             options = RetrainOptions(dry_run, force, start_from)
             gpu_slots = find_slots(workspace, slots, gpus, slots_per_gpu)
-            retraining = Retraining(workspace, options, bring_up_to_date, gpu_slots, logger.info)
-            outcome = retraining.run()
+            outcome = run_retraining(
+                Retraining(workspace, options, bring_up_to_date, gpu_slots, logger.info)
+            )
     except AlreadyRunningError as error:
         message = f"{error}; this run has nothing to do"
         return Completed(name="AlreadyRunning", message=message, data=None)

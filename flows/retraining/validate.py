@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from flows.dvc_api.client import StageError
+from flows.dvc_api.runner import StageError
 from flows.registry.drift import describe
 from flows.registry.manifest import Manifest, drift
 from flows.scheduling.schedule import StagesFailedError

@@ -21,7 +21,7 @@ from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import write_json
 
-FILE: Final = layout.SCRATCH / "flows" / "durations.json"
+FILE: Final = layout.FLOWS / "durations.json"
 REFERENCE: Final = Path("infra") / "durations.json"
 """Durations shipped with a corpus: {"corpus": its hash, "seconds": stage -> seconds}."""
 MAX_RUNS: Final = 5

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.core import layout
 from stages.core.errors import InputError
-from stages.core.machine import format_bytes
+from stages.core.machine import format_bytes, query_gpus
 from stages.core.params import Params, load_params
 from stages.profiles.needs import memory
 from stages.profiles.schema import FOLDER, Model, load_profile
@@ -76,14 +75,8 @@ def _variants(params: Params) -> Iterator[Params]:
 
 def smallest_memory(gpus: Sequence[str]) -> int | None:
     """Bytes of the smallest of these GPUs, from nvidia-smi; None if it does not know them."""
-    command = [
-        "nvidia-smi",
-        f"--id={','.join(gpus)}",
-        "--query-gpu=memory.total",
-        "--format=csv,noheader,nounits",
-    ]
+    lines = query_gpus("memory.total", gpus=gpus, units=False)
     try:
-        process = subprocess.run(command, capture_output=True, text=True, check=True)
-        return min(int(line) for line in process.stdout.splitlines() if line.strip()) * 2**20
-    except (OSError, subprocess.CalledProcessError, ValueError):
+        return min(map(int, lines)) * 2**20
+    except ValueError:  # no line, or a GPU that does not say: [N/A]
         return None

@@ -14,7 +14,6 @@ of it: that one waits until the GPU is free.
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from stages.core import layout
 from stages.core.distributed.devices import SLOTS_PER_GPU
 from stages.core.errors import InputError
 from stages.core.file_lock import LockedError, exclusive_lock, shared_lock
+from stages.core.machine import query_gpus
 from stages.core.yaml_files import read_yaml
 
 _SLOT_BYTES: Final = 2 * 2**30
@@ -195,7 +195,7 @@ def find_slots(
         raise InputError(f"{count} slots: at least one is needed")
     return Slots(
         tuple(f"cpu-{number}" for number in range(count or _cpu_slots(root))),
-        (root / layout.SCRATCH / "flows" / "slots").resolve(),
+        (root / layout.FLOWS / "slots").resolve(),
         are_gpus=False,
     )
 
@@ -236,13 +236,4 @@ def visible_gpus() -> list[str]:
     if visible is not None:
         indices = map(str.strip, visible.split(","))
         return [index for index in indices if index not in ("", "-1", "NoDevFiles")]
-    try:
-        process = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [line.strip() for line in process.stdout.splitlines() if line.strip()]
+    return query_gpus("index")

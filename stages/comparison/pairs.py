@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import InputError
-from stages.scoring.published import NO_THINK_MINUS_THINK, PublishedTable
+from stages.scoring.published.entries import PublishedTable
+from stages.scoring.published.med_r1 import NO_THINK_MINUS_THINK
 from stages.scoring.statistics import cluster_interval, holm, mcnemar, paired_interval
 from stages.scoring.tables import CELLS, tested
 from stages.taxonomy import AXIS_NAMES, Axes

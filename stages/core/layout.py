@@ -33,6 +33,10 @@ SCRATCH = Path(".scratch")
 """Untracked: what may be lost without losing a result."""
 ANSWER_CACHE = SCRATCH / "answers"
 """Generated answers, also of earlier evaluations (stage evaluate)."""
+FLOWS = SCRATCH / "flows"
+"""State of the flows: locks, records of running stages, measured times."""
+PROFILES = Path("infra/profiles")
+"""Shipped profiles, and those of a person's own."""
 
 
 def corpus(modality: str) -> Path:

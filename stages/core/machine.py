@@ -1,6 +1,6 @@
 """Hardware and packages of this machine: GPUs, torch's view of them, versions.
 
-Read by stages/profiles and flows/doctor.
+Read by stages/profiles, flows/doctor and flows/scheduling.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final
@@ -71,18 +72,33 @@ class Torch:
     flash: str
 
 
-def gpu_lines() -> list[str]:
-    """Index, name, memory and driver of each GPU from nvidia-smi, ignoring CUDA_VISIBLE_DEVICES."""
+def query_gpus(
+    fields: str, *, gpus: Sequence[str] = (), units: bool = True, timeout_s: float | None = None
+) -> list[str]:
+    """`fields` of each GPU from nvidia-smi, a line per GPU, ignoring CUDA_VISIBLE_DEVICES.
+
+    `gpus`: indices or UUIDs of those to ask for, all if empty; `units`: of memory, as in "46068
+    MiB". Empty if there is no nvidia-smi, if it fails, or takes longer than `timeout_s`.
+    """
     command = [
         "nvidia-smi",
-        "--query-gpu=index,name,memory.total,driver_version",
-        "--format=csv,noheader",
+        f"--query-gpu={fields}",
+        f"--format=csv,noheader{'' if units else ',nounits'}",
     ]
+    if gpus:
+        command.append(f"--id={','.join(gpus)}")
     try:
-        process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        process = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=timeout_s
+        )
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in process.stdout.splitlines() if line.strip()]
+
+
+def gpu_lines() -> list[str]:
+    """Index, name, memory and driver of each GPU, ignoring CUDA_VISIBLE_DEVICES."""
+    return query_gpus("index,name,memory.total,driver_version", timeout_s=60)
 
 
 def ask_torch() -> tuple[Torch | None, str]:

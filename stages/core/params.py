@@ -5,20 +5,18 @@ An unknown key, a missing one or a wrong value stops a stage before it starts.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache, cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, model_validator
 
 from stages import taxonomy
 from stages.core import layout
 from stages.core.errors import InputError, SettingsError
 from stages.core.settings.categories import check_categories, check_joint
+from stages.core.settings.checkpoints import check_checkpoints, check_evaluations
 from stages.core.settings.data import (
     Cache,
     Category,
@@ -34,23 +32,21 @@ from stages.core.settings.data import (
     Splits,
     Volume,
 )
+from stages.core.settings.evaluation import Evaluate, Evaluation, Report, Retrain
+from stages.core.settings.explain import did_you_mean, explain
 from stages.core.settings.group import SettingsGroup
 from stages.core.settings.learning import (
     Base,
     Checkpoint,
-    Evaluate,
-    Evaluation,
     Grpo,
     Lora,
     Prompt,
-    Report,
-    Retrain,
     Sft,
     Towers,
     Tracking,
 )
 from stages.core.yaml_files import load_yaml, read_text
-from stages.taxonomy import Taxonomy, Vocabulary, fold_slug, fold_slugs, parse_fold
+from stages.taxonomy import Taxonomy, Vocabulary, parse_fold
 
 __all__ = [
     "SHIPPED_PARAMS",
@@ -79,7 +75,6 @@ __all__ = [
     "Tracking",
     "Volume",
     "check_params",
-    "explain",
     "load_params",
     "parse_settings",
     "read_settings",
@@ -93,18 +88,6 @@ SHIPPED_PARAMS: Final = Path(__file__).parents[2] / layout.PARAMS
 """The params.yaml beside this code, for what runs outside a project."""
 
 Group = TypeVar("Group", bound=SettingsGroup)
-
-BUDGET: Final = (
-    "seed",
-    "prompts_per_device",
-    "gradient_accumulation_steps",
-    "engine",
-    "reuse_prompt_pass",
-    "num_iterations",
-    "num_train_epochs",
-    "max_steps",
-)
-"""Keys of `grpo` that decide which prompts are seen, in which order and how often."""
 
 
 class Params(SettingsGroup):
@@ -152,100 +135,9 @@ class Params(SettingsGroup):
     def _names_fit(self) -> Self:
         check_categories(self.modalities, self.question_types)
         check_joint(self.splits.joint, self.taxonomy.axes)
-        self._check_folds()
-        for name, checkpoint in self.checkpoints.items():
-            self._check_name(name, checkpoint)
-            self.grpo_for(name)
-            if checkpoint.method == "sft":
-                self._check_sft(name, checkpoint)
-            elif checkpoint.sft:
-                raise ValueError(
-                    f"checkpoints.{name}.sft: this checkpoint learns by GRPO; remove it, or set"
-                    " method to sft"
-                )
-        language = getattr(self.base.attention, "language", self.base.attention)
-        if language == "flash_attention_2" and any(
-            self.grpo_for(name).engine == "shared-prefix" for name in self.checkpoints
-        ):
-            raise ValueError(
-                "base.attention flash_attention_2 cannot take the mask of grpo.engine"
-                " shared-prefix: use auto, which takes it for the vision tower, or sdpa, or the"
-                " engine trl"
-            )
-        axes = self.taxonomy.axes
-        for cell in self.retrain.never_worse:
-            name, _, tested = cell.partition("/")
-            if name not in self.checkpoints or tested not in axes[self.checkpoints[name].axis]:
-                raise ValueError(
-                    f"retrain.never_worse: {cell!r} is not a cell; name a checkpoint and one that"
-                    " it is tested on, as ct/mri"
-                )
-        self._check_evaluations()
+        check_checkpoints(self)
+        check_evaluations(self)
         return self
-
-    def _check_evaluations(self) -> None:
-        if extra := set(self.evaluations) ^ {"base", *self.checkpoints}:
-            raise ValueError(
-                "evaluations must be base and the checkpoints; not on both sides:"
-                f" {', '.join(sorted(extra))}"
-            )
-        axes = {"base": "all"} | {name: each.axis for name, each in self.checkpoints.items()}
-        for name, axis in axes.items():
-            if self.evaluations[name].axis != axis:
-                raise ValueError(f"evaluations.{name}.axis must be {axis}, as in checkpoints")
-
-    def _check_name(self, name: str, checkpoint: Checkpoint) -> None:
-        axis, split = checkpoint.axis, checkpoint.split
-        allowed = [
-            *self.taxonomy.axes[axis],
-            *(joint for joint, each in self.splits.joint.items() if each.axis == axis),
-        ]
-        if self.splits.folds:
-            folds = self.splits.folds
-            allowed = list(chain.from_iterable(fold_slugs(each, folds) for each in allowed))
-        if split not in allowed:
-            where = (
-                f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"
-            )
-            hint = (
-                " (say which it learns from: split)"
-                if split == name and checkpoint.method == "sft"
-                else ""
-            )
-            raise ValueError(f"{where}: no such {axis}{hint}; allowed: {', '.join(allowed)}")
-        wanted = f"sft-{split}" if checkpoint.method == "sft" else split
-        if name != wanted:
-            raise ValueError(
-                f"checkpoints.{name}: with the split {split!r} and the method {checkpoint.method}"
-                f" it must be called {wanted}"
-            )
-
-    def _check_folds(self) -> None:
-        """ValueError if a checkpoint lacks a fold: a row of the report needs them all."""
-        for row, members in self.rows.items():
-            if self.splits.folds and len(members) < self.splits.folds:
-                raise ValueError(
-                    f"checkpoints: {row} has {len(members)} of the {self.splits.folds} folds of"
-                    f" splits.folds ({', '.join(members)}): name them all, as"
-                    f" {fold_slug(row, 1)}, or none"
-                )
-
-    def _check_sft(self, name: str, checkpoint: Checkpoint) -> None:
-        """Check an SFT checkpoint's settings.
-
-        Its budget must equal the GRPO checkpoint's of its split.
-        """
-        self.sft_for(name)
-        if checkpoint.split not in self.checkpoints:
-            return
-        own, twin = self.grpo_for(name), self.grpo_for(checkpoint.split)
-        if differing := [key for key in BUDGET if getattr(own, key) != getattr(twin, key)]:
-            key = differing[0]
-            raise ValueError(
-                f"checkpoints.{name}: grpo.{key} is {getattr(own, key)!r}, but"
-                f" {getattr(twin, key)!r} for checkpoints.{checkpoint.split}: both must see the"
-                " same prompts, so give both the same `grpo`"
-            )
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
@@ -377,77 +269,8 @@ def _overridden(group: Group, overrides: dict[str, Any], key: str) -> Group:
 
 def _require(entries: dict[str, Any], name: str, what: str) -> Any:
     if name not in entries:
-        close = difflib.get_close_matches(name, entries, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, entries)
         raise SettingsError(
             f"unknown {what} {name!r}{hint or '.'} {layout.PARAMS} knows: {', '.join(entries)}"
         )
     return entries[name]
-
-
-def explain(error: ValidationError, prefix: str, model: type[BaseModel], given: Any) -> list[str]:
-    """One line a problem: dotted key, value, what is allowed."""
-    reasons: dict[str, list[str]] = {}  # a value that fits none of several types has one for each
-    for problem in error.errors():
-        path = _settings_path(problem, given)
-        key = ".".join(([prefix] if prefix else []) + path)
-        if problem["type"] == "extra_forbidden":
-            known = list(_known_keys(model, path[:-1]))
-            close = difflib.get_close_matches(path[-1], known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            why = f"unknown key{hint or '.'} Allowed here: {', '.join(known)}"
-            reasons.setdefault(f"{key}: ", []).append(why)
-        elif problem["type"] == "missing":
-            why = "missing; add it (see params.yaml in the repository's history for a default)"
-            reasons.setdefault(f"{key}: ", []).append(why)
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "model_type":
-                message = "a group of settings"
-            # of a rule between settings the input is the whole group, and the message says which
-            is_value = path and not isinstance(problem["input"], dict | list | BaseModel)
-            shown = f" = {problem['input']!r}" if is_value else ""
-            if path:
-                message = f"{message[:1].lower()}{message[1:]}"
-            reasons.setdefault(f"{key}{shown}: " if path else "", []).append(message)
-    lines = []
-    for key, messages in reasons.items():
-        lines += [f"{key}{'; or '.join(messages)}"] if key else messages
-    return lines
-
-
-def _settings_path(problem: ErrorDetails, given: Any) -> list[str]:
-    """The keys that lead to a setting, without pydantic's names for the types of a union."""
-    path = []
-    current = given
-    location = problem["loc"]
-    names_a_key = problem["type"] in ("missing", "extra_forbidden")
-    for number, part in enumerate(location):
-        is_last = number == len(location) - 1
-        is_item = isinstance(current, list) and isinstance(part, int)
-        if is_item or (isinstance(current, dict) and part in current):
-            path.append(str(part))
-            current = current[part]
-        elif is_last and names_a_key:
-            path.append(str(part))
-    return path
-
-
-def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    current: Any = model
-    for part in path:
-        fields = getattr(current, "model_fields", {})
-        if part not in fields:
-            # an entry of a dict of models: checkpoints.<name>
-            continue
-        annotation = fields[part].annotation
-        arguments = getattr(annotation, "__args__", ())
-        current = next(
-            (
-                a
-                for a in (annotation, *arguments)
-                if isinstance(a, type) and issubclass(a, BaseModel)
-            ),
-            current,
-        )
-    return list(getattr(current, "model_fields", {}))

@@ -7,7 +7,6 @@ provenance.json beside them. No wall clock and no host names: the same inputs gi
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 from stages.core import layout
 from stages.core.dvc_files import read_dvc_file
 from stages.core.git import is_dirty, last_commit
+from stages.core.machine import installed
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
 CODE = (
@@ -47,7 +47,7 @@ def collect_provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
             for name, group in params.items()
         },
         "versions": (
-            {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+            {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES}
         ),
     }
 
@@ -59,14 +59,3 @@ def corpus_hash() -> str | None:
     except FileNotFoundError:
         return None
     return f"md5:{outs[0].md5}" if outs and outs[0].md5 else None
-
-
-def _version(package: str) -> str | None:
-    """The installed version of a package.
-
-    None if it is not installed (torch is optional for reports).
-    """
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from stages.corpus.sample import phantoms
+from stages.corpus.sample.options import NEVER_GOLD
 from stages.prompts.styles import PROMPTS
 
 PATCH_SIZE = 24
@@ -81,7 +82,7 @@ CHAT_TEMPLATE = (
 def _texts() -> Iterator[str]:
     """Texts to train the tokenizer on: every word of phantoms and prompts, in context."""
     words = {*phantoms.GRADES, *phantoms.SIDES, *phantoms.COUNTS, phantoms.NORMAL}
-    words.update(chain.from_iterable(phantoms.NEVER_GOLD.values()))
+    words.update(chain.from_iterable(NEVER_GOLD.values()))
     for style in phantoms.STYLES.values():
         words.update((style.name, *style.anatomies, *style.diseases))
     options = [f" A){word}, B){word}, C){word}, D){word} {word} {word}" for word in sorted(words)]

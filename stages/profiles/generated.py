@@ -10,10 +10,9 @@ from typing import Final
 from stages.core.errors import InputError
 from stages.core.settings.categories import MAX_SLUG, SLUG
 from stages.core.yaml_files import read_text
+from stages.corpus.archives.folder import ARCHIVES
 from stages.profiles.schema import FOLDER
 
-ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
-"""Suffixes of the archives that stages.corpus.archives opens."""
 _MARK: Final = (
     "# Written by `med-r1 use`; `med-r1 profile sample` restores the sample's settings.\n"
 )

@@ -13,13 +13,15 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from stages.core import layout
 from stages.core.dvc_files import DvcFile, first_problem
 from stages.core.errors import InputError
-from stages.core.params import explain, read_settings
+from stages.core.params import read_settings
+from stages.core.settings.explain import explain
 from stages.core.settings.group import PositiveFloat, PositiveInt, SettingsGroup, Share
 from stages.core.yaml_files import dump_yaml
 
-FOLDER: Final = Path("infra/profiles")
+FOLDER: Final = layout.PROFILES
 SAMPLE: Final = "sample"
 
 

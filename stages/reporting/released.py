@@ -9,13 +9,10 @@ from typing import Any, Final
 from stages.reporting.evidence import Evidence
 from stages.reporting.labels import percent
 from stages.reporting.tables import MISSING, Column, Sheet, SheetCell, SheetRow
-from stages.scoring.published import (
-    HEADLINES,
-    NO_THINK_MINUS_THINK,
-    SPLITS,
-    THIRD_PARTY,
-    Published,
-)
+from stages.scoring.published.entries import Published
+from stages.scoring.published.med_r1 import HEADLINES, NO_THINK_MINUS_THINK
+from stages.scoring.published.released_splits import SPLITS
+from stages.scoring.published.third_party import THIRD_PARTY
 from stages.scoring.tables import CrossTable
 from stages.taxonomy import AXIS_NAMES
 

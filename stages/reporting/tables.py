@@ -17,7 +17,7 @@ from stages.corpus.splitting.data_tests import TESTS, Result
 from stages.reporting.curves import ends
 from stages.reporting.evidence import Refusals, SplitSize
 from stages.reporting.labels import AXIS_LABELS, clip, label, p_value, percent, signed
-from stages.scoring.published import PublishedTable
+from stages.scoring.published.entries import PublishedTable
 from stages.scoring.tables import CrossTable
 
 Kind = Literal["slug", "code", "text", "number"]

@@ -21,7 +21,7 @@ from uuid import uuid4
 import numpy as np
 from PIL import Image
 
-from flows.dvc_api.client import StageError
+from flows.dvc_api.runner import StageError
 from flows.scheduling.schedule import StageResult
 from stages.core.outcome import RUN, outcome_path, read_outcome
 from stages.core.yaml_files import dump_yaml, read_yaml

@@ -23,12 +23,11 @@ from flows.command_line.application import (
     make_group,
 )
 from flows.doctor import server
-from flows.reproduce import reproduce
+from flows.reproduce.flow import reproduce
 from flows.retraining.flow import retrain
 from flows.workers.flow import DEPLOYMENT, reproduce_on_workers, run_stage_on_worker
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import load_params
-from stages.profiles import schema
 from tests.commands import MED_R1, med_r1
 from tests.conftest import ROOT
 
@@ -195,8 +194,8 @@ def test_bad_input_exits_with_the_code_of_input(
 @pytest.mark.parametrize(
     ("words", "module", "arguments"),
     [
-        (["reproduce"], "flows.reproduce", (None, None, None)),
-        (["reproduce", "--slots", "3"], "flows.reproduce", (None, 3, None)),
+        (["reproduce"], "flows.reproduce.flow", (None, None, None)),
+        (["reproduce", "--slots", "3"], "flows.reproduce.flow", (None, 3, None)),
         (["retrain"], "flows.retraining.flow", (False, False, None, None, None)),
         (["workers"], "flows.workers.flow", (None, None, DEPLOYMENT)),
         (["plan"], "flows.planning.plan", (ROOT, None, None)),
@@ -248,7 +247,6 @@ def test_defaults_copied_for_cheap_help_are_those_of_the_modules() -> None:
     defaults = {each.name: each.default for each in parameters}
     assert defaults["silence"] == server.SILENCE.total_seconds() / 60
     assert defaults["deployment"] == DEPLOYMENT
-    assert application.PROFILES == schema.FOLDER
 
 
 ANYWHERE = (("base-commit",), ("check",), ("compare",), ("doctor",), ("fetch-file",))

@@ -15,6 +15,7 @@ from stages.core.errors import InputError
 from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.split_files import images_of
 from stages.corpus.sample import phantoms
+from stages.corpus.sample.drawing import draw
 from stages.generation import image_prefill
 from stages.generation.batch_size import BatchSize
 from stages.generation.generate import Answers, Completion, answer_greedily
@@ -44,7 +45,7 @@ def draw_images(folder: Path, count: int) -> list[str]:
     paths = [folder / f"{number}.png" for number in range(count)]
     for number, path in enumerate(paths):
         size = SIZES[number % len(SIZES)]
-        phantoms.draw(phantoms.sample_phantom(rng), size, rng).save(path)
+        draw(phantoms.sample_phantom(rng), size, rng).save(path)
     return list(map(str, paths))
 
 

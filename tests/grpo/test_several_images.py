@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.corpus.sample import phantoms
+from stages.corpus.sample.drawing import draw
 from stages.grpo.drafts import build_trie, prefill_with_drafts, score_drafted
 from stages.grpo.reference import build_table
 from stages.grpo.rollout import draws, sample_completions, sample_drafted
@@ -43,7 +44,7 @@ def prepared(
     rows = []
     for question, count in zip(QUESTIONS, counts, strict=True):
         images = [
-            phantoms.draw(phantoms.sample_phantom(rng), SIZES[number % len(SIZES)], rng)
+            draw(phantoms.sample_phantom(rng), SIZES[number % len(SIZES)], rng)
             for number in range(count)
         ]
         content = [{"type": "image", "image": image} for image in images]

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from stages.core.params import Grpo, load_params
 from stages.corpus.sample import phantoms
+from stages.corpus.sample.drawing import draw
 from stages.grpo.data.dataset import train_dataset
 from stages.grpo.resume import prune_checkpoints
 from stages.grpo.trainer import build_trainer, write_log
@@ -114,7 +115,7 @@ def questions(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for number, (problem, size) in enumerate(zip(QUESTIONS, SIZES, strict=True)):
         path = folder / f"{number}.png"
-        phantoms.draw(phantoms.sample_phantom(rng), size, rng).save(path)
+        draw(phantoms.sample_phantom(rng), size, rng).save(path)
         rows.append({"image": str(path), "problem": problem, "gold": "A", "options": ["CT", "MRI"]})
     return rows
 
@@ -130,7 +131,7 @@ def questions_about_several(
         for frame in range(count):
             path = folder / f"{number}-{frame}.png"
             size = SMALL_SIZES[frame % len(SMALL_SIZES)]
-            phantoms.draw(phantoms.sample_phantom(rng), size, rng).save(path)
+            draw(phantoms.sample_phantom(rng), size, rng).save(path)
             images.append(str(path))
         rows.append(
             {

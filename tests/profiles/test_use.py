@@ -16,7 +16,7 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.core.params import load_params
 from stages.core.yaml_files import read_yaml
-from stages.corpus.archives import folder
+from stages.corpus.archives.folder import ARCHIVES
 from stages.corpus.formats.questions import parse_bins
 from stages.profiles.generated import default_name, is_archive
 from stages.profiles.use import CONVERTED, use
@@ -229,7 +229,7 @@ def test_an_archive_of_the_pipelines_own_layout_is_used_as_it_is(
     assert load_params().corpus.archive == "data/raw/ward.zip"
 
 
-@pytest.mark.parametrize("suffix", folder._SUFFIXES)
+@pytest.mark.parametrize("suffix", ARCHIVES)
 def test_every_kind_of_archive_that_is_opened_is_known_by_its_suffix(
     tmp_path: Path, suffix: str
 ) -> None:

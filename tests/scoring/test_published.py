@@ -8,15 +8,10 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from stages.scoring.published import (
-    HEADLINES,
-    NO_THINK_MINUS_THINK,
-    SPLITS,
-    THIRD_PARTY,
-    Published,
-    PublishedSplit,
-    PublishedTable,
-)
+from stages.scoring.published.entries import Published, PublishedTable
+from stages.scoring.published.med_r1 import HEADLINES, NO_THINK_MINUS_THINK
+from stages.scoring.published.released_splits import SPLITS, PublishedSplit
+from stages.scoring.published.third_party import THIRD_PARTY
 from tests.omnimedvqa import AXES
 
 TESTED = {(split.axis, split.slug): split.test for split in SPLITS}

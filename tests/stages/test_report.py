@@ -37,7 +37,7 @@ from stages.reporting import build, figures
 from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import percent, signed
 from stages.reporting.released import summarise_released
-from stages.scoring.published import SPLITS
+from stages.scoring.published.released_splits import SPLITS
 from stages.scoring.tables import CELLS, Target
 from stages.taxonomy import fold_slug
 from tests.conftest import RunStage, change_params

@@ -13,7 +13,8 @@ from typing import Final
 from stages.core.errors import InputError
 from stages.corpus.archives.archive import DamagedMemberError, Member
 
-_SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+"""Lower-case suffixes of the archives that can be opened."""
 _KINDS: Final = {stat.S_IFLNK: "a link", stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a pipe"}
 
 
@@ -30,7 +31,7 @@ def top_level_archives(files: Iterable[Member]) -> list[Member]:
     archives = [
         file
         for file in files
-        if "/" not in file.name and not file.refusal and file.name.lower().endswith(_SUFFIXES)
+        if "/" not in file.name and not file.refusal and file.name.lower().endswith(ARCHIVES)
     ]
     return sorted(archives, key=lambda file: file.name)
 

@@ -27,14 +27,9 @@ from stages.core.outputs import atomic_file
 from stages.core.params import shipped_taxonomy
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.sample import volumes
-from stages.corpus.sample.phantoms import (
-    LETTERS,
-    QUESTION_TYPE_OF,
-    Phantom,
-    draw,
-    options_for,
-    sample_phantom,
-)
+from stages.corpus.sample.drawing import draw
+from stages.corpus.sample.options import options_for
+from stages.corpus.sample.phantoms import LETTERS, QUESTION_TYPE_OF, Phantom, sample_phantom
 from stages.corpus.sample.phantoms import QUESTIONS as WORDINGS
 
 DEFAULT_OUT: Final = Path("infra/sample/omnimedvqa-phantoms.zip")

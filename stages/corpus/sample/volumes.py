@@ -25,6 +25,7 @@ from PIL import Image
 
 from stages.core.params import shipped_taxonomy
 from stages.corpus.dataset.paths import IMAGES
+from stages.corpus.sample.drawing import draw
 from stages.corpus.sample.phantoms import (
     LETTERS,
     QUESTION_TYPE_OF,
@@ -32,7 +33,6 @@ from stages.corpus.sample.phantoms import (
     SHAPES,
     SIDES,
     Phantom,
-    draw,
 )
 
 SERIES: Final = "Phantom Brain MRI series"

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from stages.core.params import load_params
 from stages.corpus.images import decoding
 from stages.corpus.images.decoding import ImageError, decode
-from stages.corpus.sample.phantoms import draw, sample_phantom
+from stages.corpus.sample.drawing import draw
+from stages.corpus.sample.phantoms import sample_phantom
 from tests.conftest import ROOT
 from tests.omnimedvqa import MODALITIES
 

@@ -15,7 +15,8 @@ from scipy.fft import dctn
 from stages.core.params import load_params
 from stages.corpus.images.brightness import brightness
 from stages.corpus.images.hashes import BITS, perceptual_hash, pixel_hash
-from stages.corpus.sample.phantoms import draw, sample_phantom
+from stages.corpus.sample.drawing import draw
+from stages.corpus.sample.phantoms import sample_phantom
 from tests.omnimedvqa import MODALITIES
 
 NEAR = load_params().splits.near_duplicates or 0

@@ -15,7 +15,7 @@ import pytest
 
 from flows.doctor import leftovers
 from flows.doctor.command import examine
-from flows.dvc_api.client import RECORDS, processes_of
+from flows.dvc_api.processes import RECORDS, processes_of
 from tests.flows.tiny import REPOSITORY
 
 CHECKS = {

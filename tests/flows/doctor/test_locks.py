@@ -21,6 +21,7 @@ from flows.doctor.command import examine
 from flows.doctor.findings import Finding
 from flows.doctor.processes import is_locked, lock_holders
 from flows.scheduling.slots import Slots, host_folder
+from stages.core import layout
 from tests.flows.tiny import REPOSITORY, make_workspace, run
 
 HOLD = (
@@ -207,7 +208,7 @@ def test_a_hard_link_lock_of_a_killed_dvc_is_a_problem_for_the_user_to_fix(root:
 
 
 def test_a_stopped_flow_is_a_problem(root: Path, start: Start) -> None:
-    path = root / locks.FLOWS / "lock"
+    path = root / layout.FLOWS / "lock"
     path.parent.mkdir(parents=True)
     process = start(sys.executable, "-c", HOLD, str(path))
     assert locks.flow_lock(root)[0].level == "ok"
@@ -221,7 +222,7 @@ def test_a_stopped_flow_is_a_problem(root: Path, start: Start) -> None:
 def test_a_slot_held_by_a_process_that_runs_no_stage_is_leaked(
     root: Path, start: Start, of_host: bool
 ) -> None:
-    folder = host_folder() if of_host else root / locks.FLOWS / "slots"
+    folder = host_folder() if of_host else root / layout.FLOWS / "slots"
     folder.mkdir(parents=True)
     process = start(sys.executable, "-c", HOLD, str(folder / "0.lock"))
     (finding,) = locks.slots(root)
@@ -232,7 +233,7 @@ def test_a_slot_held_by_a_process_that_runs_no_stage_is_leaked(
 def test_a_slot_in_which_a_stage_runs_is_in_use_and_free_when_its_guard_is_killed(
     root: Path, start: Start
 ) -> None:
-    slots = Slots(("cpu-0",), root / locks.FLOWS / "slots", False)
+    slots = Slots(("cpu-0",), root / layout.FLOWS / "slots", False)
     record = (root / "train@a.pid").resolve()
     with slots.acquire(1, lambda: True) as (_, lock_fds):
         guard = REPOSITORY / "flows" / "dvc_api" / "guard.py"

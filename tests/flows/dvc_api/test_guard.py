@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.dvc_api.client import processes_of
+from flows.dvc_api.processes import processes_of
 from tests.flows.tiny import REPOSITORY
 
 GUARD = REPOSITORY / "flows" / "dvc_api" / "guard.py"

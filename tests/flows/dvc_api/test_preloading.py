@@ -14,10 +14,10 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.doctor import leftovers
 from flows.doctor.processes import command_words
-from flows.dvc_api.client import end_processes
 from flows.dvc_api.preloading import LOG, SERVER, preloaded_libraries
+from flows.dvc_api.processes import end_processes
 from flows.prefect_api.client import orphaned_servers
-from flows.reproduce import reproduce
+from flows.reproduce.flow import reproduce
 from flows.scheduling.schedule import StagesFailedError
 from flows.scheduling.slots import find_slots
 from stages.core.distributed.handover import PRELOADED

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from flows.dvc_api.client import StageError, StoppedError
+from flows.dvc_api.runner import StageError, StoppedError
 from flows.retraining.champion_evaluation import ChampionEvaluation
 from stages.core import layout
 from stages.core.errors import InputError

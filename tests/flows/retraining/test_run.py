@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from flows.dvc_api.client import StageError, read_status
+from flows.dvc_api.client import read_status
+from flows.dvc_api.runner import StageError
 from flows.registry import champion, snapshot
+from flows.retraining.context import Retraining, RetrainOptions, RetrainOutcome
 from flows.retraining.decision import markdown, read_decisions
-from flows.retraining.run import Retraining, RetrainOptions, RetrainOutcome
+from flows.retraining.run import run_retraining
 from flows.retraining.validate import RefusedDropError
 from flows.scheduling.slots import find_slots
 from stages.core import layout
@@ -47,7 +49,9 @@ def retrain(root: Path, messages: list[str] | None = None, **options: Any) -> Re
     report = (lambda line: None) if messages is None else messages.append
     with snapshot.champion_lock(root):
         slots = find_slots(root, gpus=[])
-        return Retraining(root, RetrainOptions(**options), by_dvc(root), slots, report).run()
+        return run_retraining(
+            Retraining(root, RetrainOptions(**options), by_dvc(root), slots, report)
+        )
 
 
 def write_source(root: Path, records: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.chaos import Services
-from flows.dvc_api.client import RECORDS, guarded_processes
+from flows.dvc_api.processes import RECORDS, guarded_processes
 from flows.scheduling.slots import find_slots
 from tests.commands import MED_R1
 from tests.flows.tiny import locked, make_workspace, run

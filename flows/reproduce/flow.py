@@ -12,11 +12,9 @@ With PREFECT_API_URL the flow is recorded by that server; without it the flow st
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Queue
@@ -25,82 +23,48 @@ from typing import Any, Final
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.exceptions import FailedRun, MissingResult
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.dvc_api.client import (
-    Runner,
-    StageError,
-    StoppedError,
-    end_stages,
-    find_orphans,
-    read_status,
-)
-from flows.dvc_api.graph import Graph, Stage, read_graph
+from flows.dvc_api.client import read_status
+from flows.dvc_api.graph import Graph, read_graph
 from flows.dvc_api.output_sizes import read_output_sizes
 from flows.dvc_api.preloading import preloaded_libraries
+from flows.dvc_api.processes import end_stages, find_orphans
+from flows.dvc_api.runner import Runner, StageError
 from flows.dvc_api.stale_reasons import explain_staleness
 from flows.prefect_api import artifacts
-from flows.prefect_api.client import require_server
 from flows.prefect_api.display import show_progress
-from flows.prefect_api.stage_output import ENVIRONMENT, PROGRESS_RECORD, OnProgress, StageOutput
-from flows.scheduling import durations
+from flows.prefect_api.stage_output import PROGRESS_RECORD
+from flows.reproduce.site import ExecutionSite, local_site
+from flows.reproduce.summary import Summary, print_time, raise_if_incomplete, summarize
 from flows.scheduling.run_progress import RunProgress
 from flows.scheduling.schedule import (
-    SUCCESSFUL,
-    Capacity,
     StageResult,
     StagesFailedError,
     run_ready,
 )
-from flows.scheduling.slots import Slots, cpu_threads, find_slots
+from flows.scheduling.slots import find_slots
 from stages.core import layout
-from stages.core.distributed.matrix_product import measure_in_subprocess
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 
-LOCK: Final = layout.SCRATCH / "flows" / "lock"
+LOCK: Final = layout.FLOWS / "lock"
 _SKIP_TIMEOUT_SECONDS: Final = 60.0
 """Time for Prefect to record skipped stages."""
-_COMPARABLE_SECONDS: Final = 60.0
-"""Runs from this time on are worth comparing between machines."""
 THREADS: Final[ThreadPoolTaskRunner[Any]] = ThreadPoolTaskRunner(max_workers=64)
 """More threads than stages ever run at once."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Outcome of each stale stage in graph order; `clean`: no target is stale afterwards."""
-
-    results: tuple[StageResult, ...]
-    clean: bool
-
-
-@dataclass(frozen=True)
-class ExecutionSite:
-    """Where stages run: capacity, description of the GPU slots, and how to run one stage.
-
-    `run` takes the reason why the stage is stale, and what to call with its progress.
-    `cpu_environment`: what GPU stages find in their environment if they compute on this host's
-    CPUs; None elsewhere.
-    """
-
-    capacity: Capacity
-    description: str
-    run: Callable[[Runner, Stage, str, OnProgress], StageResult]
-    cpu_environment: Mapping[str, str] | None = None
-
-
-def _name_run() -> str:
+def name_run(what: str) -> str:
+    """Name of the current flow run: what it does, and to which stages."""
     from prefect.runtime import flow_run
 
-    only = flow_run.parameters.get("only")
-    return f"reproduce {', '.join(only)}" if only else "reproduce everything"
+    return f"{what} {', '.join(flow_run.parameters.get('only') or ['everything'])}"
 
 
-@flow(name="reproduce", flow_run_name=_name_run, task_runner=THREADS)  # type: ignore[arg-type]
+@flow(name="reproduce", flow_run_name=partial(name_run, "reproduce"), task_runner=THREADS)  # type: ignore[arg-type]
 def reproduce(
     only: list[str] | None = None,
     slots: int | None = None,
@@ -158,18 +122,8 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, site: ExecutionSite
         summary = Summary(tuple(results[name] for name in names), clean)
     # after the lock is released: other flows need not wait for an unreachable server
     artifacts.publish(root, summary.results, reasons)
-    _raise_if_incomplete(summary)
+    raise_if_incomplete(summary)
     return summary
-
-
-def local_site(slots: Slots) -> ExecutionSite:
-    """This host: GPU stages in its slots, other stages beside them."""
-    return ExecutionSite(
-        Capacity(len(slots.names), os.cpu_count() or 1),
-        f"in slots {', '.join(slots.names)}",
-        lambda runner, stage, why, on_progress: run_locally(runner, stage, why, slots, on_progress),
-        slots.cpu_environment,
-    )
 
 
 @contextmanager
@@ -270,45 +224,6 @@ def _run(
         runner.stop()
 
 
-def run_locally(
-    runner: Runner,
-    stage: Stage,
-    why: str,
-    slots: Slots,
-    on_progress: OnProgress,
-    inherit_fds: Sequence[int] = (),
-) -> StageResult:
-    """Run one stage on this host, in GPU slots if it needs some; logs to the current flow run.
-
-    `inherit_fds`: as for `Runner.run`.
-    """
-    logger = get_run_logger()
-    logger.info(f"{stage.description or stage.name} ({why})")
-    output = StageOutput(logger, artifacts.ProgressArtifact(stage), on_progress)
-    try:
-        if stage.gpus:
-            with slots.acquire(stage.gpus, lambda: runner.stopped) as (names, lock_fds):
-                logger.info(f"in slot {', '.join(names)}")
-                stage_run = runner.run(
-                    stage.name,
-                    output.write,
-                    extra=slots.environment(names) | ENVIRONMENT,
-                    inherit_fds=(*lock_fds, *inherit_fds),
-                )
-        else:
-            stage_run = runner.run(
-                stage.name, output.write, extra=ENVIRONMENT, inherit_fds=inherit_fds
-            )
-    except (StoppedError, TimeoutError) as error:
-        return StageResult(stage.name, "stopped", message=str(error))
-    except (StageError, InputError) as error:
-        return StageResult(stage.name, "failed", message=str(error), code=error.code)
-    output.finish()
-    if stage_run.state == "ran":
-        durations.record(runner.root, stage.name, stage_run.seconds)
-    return StageResult(stage.name, stage_run.state, stage_run.seconds)
-
-
 def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
     """Result of a task that ended without one, e.g. because Prefect's server was unreachable.
 
@@ -319,26 +234,6 @@ def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
     except Exception as error:  # reading the state needs the server, too
         state = f"without a readable state ({type(error).__name__}: {error})"
     return StageResult(name, "failed", message=f"{name} failed: its task ended {state}. Re-run")
-
-
-def _raise_if_incomplete(summary: Summary) -> None:
-    """StagesFailedError if anything is not up to date."""
-    skipped = [result.name for result in summary.results if result.state == "skipped"]
-    failures = [
-        result for result in summary.results if result.state not in (*SUCCESSFUL, "skipped")
-    ]
-    if failures or skipped:
-        lines = [f"{len(failures)} of {len(summary.results)} stages failed:"]
-        lines += [f"- {result.message.splitlines()[0]}" for result in failures]
-        if skipped:
-            lines.append(f"Not run because of that: {', '.join(skipped)}")
-        codes = [result.code for result in failures if result.code is not None]
-        raise StagesFailedError("\n".join(lines), codes)
-    if not summary.clean:
-        raise StagesFailedError(
-            "all stages succeeded, but `dvc status` is not clean: a file was changed meanwhile;"
-            " re-run"
-        )
 
 
 def run(
@@ -358,40 +253,3 @@ def run(
     if code == 0:
         print_time(time.monotonic() - start)
     return code
-
-
-def print_time(seconds: float) -> None:
-    """Print the time of a run; of a long one also how fast this machine is, to compare with."""
-    cores = len(os.sched_getaffinity(0))
-    print(f"Total: {seconds / 60:.1f} min on {cores} cores")
-    threads = cpu_threads(Path.cwd())
-    if seconds >= _COMPARABLE_SECONDS and threads is not None:
-        print(f"This machine: {measure_in_subprocess(threads) or 'matrix products not measured'}")
-
-
-def summarize(run_flow: Callable[[], State[Summary]]) -> int:
-    """Run a flow and print each stage's outcome, or the failures; the exit code.
-
-    `run_flow` returns the final state. Raises the error of a flow that failed for another reason
-    than a failed stage.
-    """
-    require_server()
-    state = run_flow()
-    try:
-        summary = state.result()
-    except StagesFailedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (MissingResult, FailedRun):
-        # the server, asked twice after a slow answer, returns its copy of the state: without result
-        return _print_state(state)
-    artifacts.print_summary(summary.results)
-    return 0
-
-
-def _print_state(state: State[Any]) -> int:
-    if state.is_completed():
-        print(f"{state.name}: the outcome of each stage is in Prefect's dashboard and in the log")
-        return 0
-    print(f"error: {state.message}", file=sys.stderr)
-    return 1

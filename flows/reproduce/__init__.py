@@ -1,0 +1,1 @@
+"""Bring everything stale up to date."""

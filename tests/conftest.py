@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from stages.core import machine
 from stages.core.params import Resize, load_params
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.omnimedvqa import MODALITIES, QUESTION_TYPES
@@ -110,6 +112,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _place(item: pytest.Item) -> int:
     folder = item.path.relative_to(ROOT / "tests").parts[0]
     return LONG.index(folder) if folder in LONG else len(LONG)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def torch_is_asked_once() -> Iterator[None]:
+    """What torch sees of this machine is asked once for each environment: it takes seconds."""
+    run_with_torch = machine._run_with_torch
+    asked = functools.cache(lambda code, _: run_with_torch(code))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "_run_with_torch", lambda code: asked(code, _environment()))
+        yield
+
+
+def _environment() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(each for each in os.environ.items() if each[0] != "PYTEST_CURRENT_TEST"))
 
 
 @pytest.fixture

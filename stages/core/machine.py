@@ -6,7 +6,6 @@ Read by stages/profiles, flows/doctor and flows/scheduling.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -106,13 +105,7 @@ def ask_torch() -> tuple[Torch | None, str]:
 
     Asked in a subprocess, since a process that initialised CUDA keeps its context.
     """
-    process = subprocess.run(
-        [sys.executable, "-c", _ASK],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    process = _run_with_torch(_ASK)
     if process.returncode:
         return None, (process.stderr.strip().splitlines() or ["it was killed"])[-1]
     answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
@@ -125,6 +118,12 @@ def ask_torch() -> tuple[Torch | None, str]:
     return Torch(
         answer["torch"], answer["cuda"], gpus, _line(answer["broken"]), _line(answer["flash"])
     ), ""
+
+
+def _run_with_torch(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
 
 
 def installed(package: str) -> str | None:

@@ -177,7 +177,7 @@ class Dicom(SettingsGroup):
 class Volume(SettingsGroup):
     """Stage resize, for images of several slices or frames: DICOM and NIfTI.
 
-    docs/ingest-dicom.md says how slices are ordered, turned and refused.
+    docs/ingest-dicom.md says how slices are ordered, oriented and refused.
     """
 
     plane: Literal["acquired", "axial", "coronal", "sagittal"]

@@ -107,7 +107,7 @@ _TRANSPOSITIONS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what turns the stored image upright."""
+"""EXIF orientation -> the transposition that shows the stored image upright."""
 _SWAPS_SIDES: Final = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 

@@ -20,7 +20,7 @@ from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.volumes.signatures import is_nifti
 
 if TYPE_CHECKING:
-    from stages.corpus.volumes.pictures import Pictures
+    from stages.corpus.volumes.stacks import FrameStack
 
 _ONE_FRAME: Final = Volume(
     plane="acquired", frames=1, selection="uniform", window=None, max_images=1
@@ -56,41 +56,41 @@ def decode_files(
     # burned-in text, which must not be overlooked.
     if is_dicom(first):
         # imports pydicom and its decoders, which a corpus without DICOM does not need
-        from stages.corpus.volumes.pictures import read_dicom_pictures
+        from stages.corpus.volumes.stacks import read_dicom_stack
 
         stacked = volume.several or slices_named
         files = contents if folder else [first]
-        return _decode_pictures(
-            read_dicom_pictures(files, dicom, volume, max_pixels, stacked=stacked), settings
+        return _decode_stack(
+            read_dicom_stack(files, dicom, volume, max_pixels, stacked=stacked), settings
         )
     if folder and len(contents) > 1:
-        return _decode_stack(contents, settings, dicom, volume)
+        return _decode_folder(contents, settings, dicom, volume)
     if is_nifti(first):
         # imports pydicom, for its windows, and nibabel, which few corpora need
-        from stages.corpus.volumes.pictures import read_nifti_pictures
+        from stages.corpus.volumes.stacks import read_nifti_stack
 
-        return _decode_pictures(read_nifti_pictures(first, dicom, volume, max_pixels), settings)
+        return _decode_stack(read_nifti_stack(first, dicom, volume, max_pixels), settings)
     return decode(first, settings)
 
 
-def _decode_pictures(pictures: Pictures, settings: Resize) -> Decoded:
+def _decode_stack(stack: FrameStack, settings: Resize) -> Decoded:
     def resize_frame(index: int) -> Image.Image:
-        frame = Image.fromarray(pictures.frames[index]).convert("RGB")
+        frame = Image.fromarray(stack.frames[index]).convert("RGB")
         return resize_by_pillow(frame, settings)
 
-    frames = LazySequence(len(pictures.frames), resize_frame)
+    frames = LazySequence(len(stack.frames), resize_frame)
     return Decoded(
-        image=frames[pictures.representative],
-        width=pictures.width,
-        height=pictures.height,
-        mode=pictures.mode,
+        image=frames[stack.representative],
+        width=stack.width,
+        height=stack.height,
+        mode=stack.mode,
         frames=frames if len(frames) > 1 else (),
-        representative=pictures.representative,
-        tags=pictures.tags,
+        representative=stack.representative,
+        tags=stack.tags,
     )
 
 
-def _decode_stack(
+def _decode_folder(
     contents: Sequence[bytes], settings: Resize, dicom: Dicom, volume: Volume
 ) -> Decoded:
     """A volume whose slices are image files: nothing is known of it but their order."""

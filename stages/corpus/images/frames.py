@@ -11,15 +11,13 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from stages.core.params import Volume
 from stages.corpus.dataset.paths import IMAGES
-from stages.corpus.images.brightness import brightness
 from stages.corpus.images.decoding import ENCODER, ImageError, encode
-from stages.corpus.images.hashes import perceptual_hash, pixel_hash
+from stages.corpus.images.facts import ImageFacts, image_facts
 from stages.corpus.images.image_cache import ImageCache
 from stages.corpus.images.shard_writer import shard_name, write_shard
 from stages.corpus.records.images import FRAMES
@@ -27,8 +25,6 @@ from stages.corpus.volumes.selection import select_frames
 
 Slices = tuple[int, ...]
 """Frames that a question names, from 1, in its order; empty: as the settings choose."""
-FrameFacts = dict[str, Any]
-"""`pixel_hash`, `perceptual_hash` and `brightness` of a frame, as of an image."""
 
 
 def frame_name(image_path: str, index: int) -> str:
@@ -61,9 +57,9 @@ def wanted_frames(
     return tuple(sorted(indices))
 
 
-def describe_frames(frames: Sequence[Image.Image], wanted: Sequence[int]) -> dict[int, FrameFacts]:
+def describe_frames(frames: Sequence[Image.Image], wanted: Sequence[int]) -> dict[int, ImageFacts]:
     """Facts of some frames; all are decoded. ImageError if any is damaged."""
-    return {index: _describe(frame) for index, frame in enumerate(frames) if index in wanted}
+    return {index: image_facts(frame) for index, frame in enumerate(frames) if index in wanted}
 
 
 class VolumeFrames:
@@ -87,7 +83,7 @@ class VolumeFrames:
         self._cache = cache
         self._settings = settings
         self._slices = slices
-        self.facts: dict[str, dict[int, FrameFacts]] = {}
+        self.facts: dict[str, dict[int, ImageFacts]] = {}
         """image_path -> index -> facts of the frames that are kept of a volume."""
 
     def stacked(self, image_path: str) -> bool:
@@ -117,12 +113,12 @@ class VolumeFrames:
         All frames are decoded: of a damaged volume, nobody knows what the others show.
         """
         wanted = wanted_frames(len(frames), self._settings, self._slices[image_path])
-        facts: dict[int, FrameFacts] = {}
+        facts: dict[int, ImageFacts] = {}
 
         def members() -> Iterator[tuple[str, bytes]]:
             for index, frame in enumerate(frames):
                 if index in wanted:
-                    facts[index] = _describe(frame)
+                    facts[index] = image_facts(frame)
                     yield frame_name(image_path, index), encode(frame)
 
         # by the name: another volume may have the same bytes, and so the same key
@@ -143,7 +139,7 @@ class VolumeFrames:
         self.facts[image_path] = facts
 
 
-def _shard_name(image_path: str, facts: Mapping[int, FrameFacts]) -> str:
+def _shard_name(image_path: str, facts: Mapping[int, ImageFacts]) -> str:
     """File name of a volume's shard, from names, pixels and encoder."""
     return shard_name(
         (frame_name(image_path, index), f"{each['pixel_hash']} {ENCODER}")
@@ -154,12 +150,3 @@ def _shard_name(image_path: str, facts: Mapping[int, FrameFacts]) -> str:
 def _key(key: str, index: int) -> str:
     """Cache key of a frame of the volume with a cache key."""
     return hashlib.sha256(f"{key} frame {index}".encode()).hexdigest()
-
-
-def _describe(frame: Image.Image) -> FrameFacts:
-    grey = frame.convert("L")
-    return {
-        "pixel_hash": pixel_hash(frame),
-        "perceptual_hash": perceptual_hash(grey),
-        "brightness": brightness(grey),
-    }

@@ -22,7 +22,6 @@ from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
 from stages.core.params import Dicom, Resize, Volume
 from stages.corpus.dataset.paths import IMAGES
-from stages.corpus.images.brightness import brightness
 from stages.corpus.images.decoding import (
     DECODER,
     ENCODER,
@@ -30,9 +29,9 @@ from stages.corpus.images.decoding import (
     ImageError,
     encode,
 )
+from stages.corpus.images.facts import image_facts
 from stages.corpus.images.files import decode_files
 from stages.corpus.images.frames import VolumeFrames
-from stages.corpus.images.hashes import perceptual_hash, pixel_hash
 from stages.corpus.images.image_cache import CachedImage, ImageCache
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
 from stages.corpus.quarantine.image_errors import UnreadError
@@ -297,13 +296,10 @@ class ImageResizer:
 
 def describe(image: Decoded) -> dict[str, Any]:
     """Metadata of an image for its records, but for the number of frames."""
-    grey = image.image.convert("L")
     metadata: dict[str, Any] = {
         "source_size": [image.width, image.height],
         "source_mode": image.mode,
-        "brightness": brightness(grey),
-        "pixel_hash": pixel_hash(image.image),
-        "perceptual_hash": perceptual_hash(grey),
+        **image_facts(image.image),
     }
     if image.tags is not None:
         metadata["dicom"] = image.tags.as_fields()

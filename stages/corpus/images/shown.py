@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from stages.core.params import Volume
-from stages.corpus.images.frames import FrameFacts, frame_name, shown_frames
+from stages.corpus.dataset.contrast import BLANK_CONTRAST
+from stages.corpus.images.facts import ImageFacts
+from stages.corpus.images.frames import frame_name, shown_frames
 from stages.corpus.images.resizer import ImageResult, png_name
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
@@ -16,10 +18,8 @@ from stages.corpus.records.images import SHOWN, SOURCES
 from stages.corpus.records.records import Record
 from stages.corpus.records.texts import RefusedRecord
 
-FramesOfVolumes = Mapping[str, Mapping[int, FrameFacts]]
+FramesOfVolumes = Mapping[str, Mapping[int, ImageFacts]]
 """image_path -> index -> facts of the frames that are shown."""
-FLAT: Final = 1.0
-"""Contrast below which a frame is blank: equal to those of other patients."""
 
 
 class _Source(NamedTuple):
@@ -27,7 +27,7 @@ class _Source(NamedTuple):
 
     image: str
     facts: Mapping[str, Any]
-    frames: Mapping[str, FrameFacts]
+    frames: Mapping[str, ImageFacts]
     """Path -> facts, in the order shown; empty: `image` itself is shown."""
 
     def as_field(self) -> dict[str, Any]:
@@ -100,6 +100,7 @@ def _source(
     return _Source(f"{folder.as_posix()}/{png_name(path)}", result, shown)
 
 
-def _has_contrast(facts: FrameFacts) -> bool:
+def _has_contrast(facts: ImageFacts) -> bool:
+    """Whether a frame is not blank, and so equal to blank ones of other patients."""
     _, contrast = facts["brightness"]
-    return bool(contrast >= FLAT)
+    return bool(contrast >= BLANK_CONTRAST)

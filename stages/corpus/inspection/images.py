@@ -16,8 +16,9 @@ from stages.core.params import Params
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.images.decoding import ImageError
+from stages.corpus.images.facts import ImageFacts
 from stages.corpus.images.files import decode_files
-from stages.corpus.images.frames import FrameFacts, Slices, describe_frames, wanted_frames
+from stages.corpus.images.frames import Slices, describe_frames, wanted_frames
 from stages.corpus.images.resizer import ImageResult, check_modality, describe
 from stages.corpus.images.shown import add_images
 from stages.corpus.inspection.findings import Findings
@@ -39,7 +40,7 @@ class _DecodedImage(NamedTuple):
     modality_errors: Mapping[str, ImageError] = {}
     metadata: dict[str, Any] = {}  # noqa: RUF012  # a tuple's default
     """As stage resize adds to a record."""
-    frames: Mapping[int, FrameFacts] = {}
+    frames: Mapping[int, ImageFacts] = {}
     """Those of a volume that questions show."""
     patients: Mapping[str, bytes] = {}
     """File -> hashed PatientID, of DICOM files."""
@@ -78,7 +79,7 @@ class _Images:
     """What decoding found, by image path; of modalities, by their slug first."""
 
     results: dict[str, dict[str, ImageResult]] = field(default_factory=lambda: defaultdict(dict))
-    frames: dict[str, Mapping[int, FrameFacts]] = field(default_factory=dict)
+    frames: dict[str, Mapping[int, ImageFacts]] = field(default_factory=dict)
     patients: dict[str, bytes] = field(default_factory=dict)
     """File -> hashed PatientID."""
 

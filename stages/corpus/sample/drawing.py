@@ -60,9 +60,9 @@ def _draw_lesion(
     pen: ImageDraw.ImageDraw, shape: str, spot: _Spot, style: Style, rng: np.random.Generator
 ) -> None:
     if shape == "star":
-        turn = float(rng.random()) * np.pi
-        pen.polygon(spot.star(turn), fill=style.rim)
-        pen.polygon(spot.star(turn, 0.55), fill=style.lesion)
+        rotation = float(rng.random()) * np.pi
+        pen.polygon(spot.star(rotation), fill=style.rim)
+        pen.polygon(spot.star(rotation, 0.55), fill=style.lesion)
         return
     pen.ellipse(spot.box(), fill=style.lesion)
     if shape == "ring":
@@ -83,10 +83,10 @@ class _Spot(NamedTuple):
         dy = scale * self.ry
         return self.x - dx, self.y - dy, self.x + dx, self.y + dy
 
-    def star(self, turn: float, scale: float = 1.0) -> list[tuple[float, float]]:
-        """Corners of a star with seven points, turned by `turn` radians."""
+    def star(self, rotation: float, scale: float = 1.0) -> list[tuple[float, float]]:
+        """Corners of a star with seven points, rotated by `rotation` radians."""
         corners = []
-        for corner, angle in enumerate(turn + np.arange(14) * np.pi / 7):
+        for corner, angle in enumerate(rotation + np.arange(14) * np.pi / 7):
             reach = 1.15 if corner % 2 == 0 else 0.45
             x = self.x + scale * self.rx * reach * np.cos(angle)
             y = self.y + scale * self.ry * reach * np.sin(angle)

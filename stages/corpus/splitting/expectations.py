@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
 import numpy as np
 
+from stages.corpus.dataset.contrast import BLANK_CONTRAST
 from stages.corpus.dataset.problems import LETTERS, letter_options, parse_solution
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.draws import Draw, Item, splits_of
@@ -22,8 +23,6 @@ from stages.corpus.splitting.draws import Draw, Item, splits_of
 if TYPE_CHECKING:
     from stages.corpus.records.records import Reading, Record
 
-BLANK: Final = 1.0
-"""Standard deviation of the grey levels below which an image is blank."""
 DARK: Final = 5.0
 """Mean grey level below which an image is all but black."""
 BRIGHT: Final = 250.0
@@ -256,7 +255,9 @@ def unique_images(records: Sequence[Record]) -> list[ImageStatistics]:
 def blank_images(images: Sequence[ImageStatistics]) -> Measurement:
     """Share of images of a single grey level."""
     violations = [
-        f"{each.image}: all about {each.brightness:.0f}" for each in images if each.contrast < BLANK
+        f"{each.image}: all about {each.brightness:.0f}"
+        for each in images
+        if each.contrast < BLANK_CONTRAST
     ]
     return _share(violations, len(images))
 

@@ -1,7 +1,7 @@
-"""Turn volumes to the planes that radiologists look at, by how their voxels lie in the patient.
+"""Reorient volumes to the planes that radiologists look at, by how their voxels lie in the patient.
 
 Affines are nibabel's: voxel indices to millimetres, x to the patient's right, y to the front and z
-to the head (RAS+). Pictures are radiological:
+to the head (RAS+). Slices are shown in the radiological convention:
 
 | plane | to the right | down | from the first to the last |
 |---|---|---|---|
@@ -37,7 +37,7 @@ from stages.corpus.quarantine.reasons import Reason
 Plane = Literal["axial", "coronal", "sagittal"]
 Affine = NDArray[np.float64]
 """(4, 4), voxel indices to millimetres, RAS+."""
-Turn = NDArray[np.float64]
+Orientation = NDArray[np.float64]
 """(3, 2), as nibabel's orientations: of each voxel axis, which one of right, down and through it
 becomes, and whether its direction stays (1) or not (-1).
 """
@@ -47,12 +47,12 @@ _CODES: Final[dict[Plane, tuple[str, str, str]]] = {
     "coronal": ("L", "I", "P"),
     "sagittal": ("P", "I", "R"),
 }
-"""Where a picture's rows run to, its columns, and the pictures of a volume."""
+"""Where a slice's rows run to, its columns, and the slices of a volume."""
 _PLANE_ACROSS: Final[tuple[Plane, Plane, Plane]] = ("sagittal", "coronal", "axial")
 """Axis of RAS+ -> the plane whose slices follow each other along it."""
 _MAX_OBLIQUITY: Final = 5.0
 """Degrees between a voxel axis and the patient's, beyond which a plane is not cut."""
-_AS_STORED: Final[Turn] = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+_AS_STORED: Final[Orientation] = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 
 def is_regular(affine: Affine) -> bool:
@@ -66,8 +66,8 @@ def is_regular(affine: Affine) -> bool:
     return abs(float(np.linalg.det(affine[:3, :3] / lengths))) > 1e-3
 
 
-def turn_to(affine: Affine | None, plane: Plane) -> Turn:
-    """How to turn a volume so that its pictures show a plane.
+def plane_orientation(affine: Affine | None, plane: Plane) -> Orientation:
+    """Orientation in which the slices of a volume show a plane.
 
     Raises ImageError if it is not known how the volume lies in the patient, or if it is oblique.
     """
@@ -85,74 +85,76 @@ def turn_to(affine: Affine | None, plane: Plane) -> Turn:
             f" at most {_MAX_OBLIQUITY:.0f} are taken as none",
             Reason.IMAGE_VOLUME,
         )
-    return _turn(affine, _ornt(*_CODES[plane]))
+    return _transform(affine, _ornt(*_CODES[plane]))
 
 
-def turn_upright(affine: Affine | None) -> Turn:
-    """How to turn a volume so that its third axis leads from picture to picture, as stored.
+def upright_orientation(affine: Affine | None) -> Orientation:
+    """Orientation in which a volume's third axis leads from slice to slice, as stored.
 
-    The pictures are turned to the plane that is nearest to them; of an unknown position they stay
-    as they are, the first axis to the right, the second one down.
+    The slices get the orientation of the plane that is nearest to them; of an unknown position
+    they stay as they are, the first axis to the right, the second one down.
     """
     if affine is None:
         return _AS_STORED
     across, direction = io_orientation(affine)[2]
     target = _ornt(*_CODES[_PLANE_ACROSS[int(across)]])
     target[2, 1] = direction
-    return _turn(affine, target)
+    return _transform(affine, target)
 
 
-def turned(voxels: NDArray[Any], turn: Turn) -> NDArray[Any]:
-    """A view of voxels (i, j, k) as (through, down, right): a picture for each first index."""
-    return cast(NDArray[Any], apply_orientation(voxels, turn)).swapaxes(0, 2)
+def reorient(voxels: NDArray[Any], orientation: Orientation) -> NDArray[Any]:
+    """A view of voxels (i, j, k) as (through, down, right): a slice for each first index."""
+    return cast(NDArray[Any], apply_orientation(voxels, orientation)).swapaxes(0, 2)
 
 
-def cut_size(size: tuple[int, int, int], turn: Turn) -> tuple[int, int, int]:
-    """(pictures, rows, columns) of a turned volume, from the sizes of its axes."""
-    right, down, through = (size[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3))
+def cut_size(size: tuple[int, int, int], orientation: Orientation) -> tuple[int, int, int]:
+    """(slices, rows, columns) of a reoriented volume, from the sizes of its axes."""
+    right, down, through = (
+        size[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for axis in range(3)
+    )
     return through, down, right
 
 
-def cut(frames: Sequence[Levels], count: int, turn: Turn) -> Sequence[Levels]:
-    """The `count` pictures of a turned stack of frames, each (rows, columns) or (.., .., 3).
+def cut(frames: Sequence[Levels], count: int, orientation: Orientation) -> Sequence[Levels]:
+    """The `count` slices of a reoriented stack of frames, each (rows, columns) or (.., .., 3).
 
-    `turn`: of the axes columns, rows, frames. A frame is decoded when its picture is accessed, or,
-    if every picture has a line of every frame, all frames when the first picture is: in memory are
+    `orientation`: of the axes columns, rows, frames. A frame is decoded when its slice is accessed,
+    or, if every slice has a line of every frame, all frames when the first slice is: in memory are
     then all pixels of the stack, in 8 bits. Access may raise ImageError.
     """
-    through, direction = turn[2]
+    through, direction = orientation[2]
     if int(through) != 2:
-        return LazySequence(count, _Stack(frames, turn).picture)
+        return LazySequence(count, _Across(frames, orientation).slice_at)
 
-    def picture(index: int) -> Levels:
+    def slice_at(index: int) -> Levels:
         frame = frames[index if direction > 0 else count - 1 - index]
-        return np.ascontiguousarray(turned(frame.swapaxes(0, 1)[:, :, None], turn)[0])
+        return np.ascontiguousarray(reorient(frame.swapaxes(0, 1)[:, :, None], orientation)[0])
 
-    return LazySequence(count, picture)
+    return LazySequence(count, slice_at)
 
 
-class _Stack:
-    """Frames as an array, for pictures across them."""
+class _Across:
+    """Frames as an array, for slices across them."""
 
-    def __init__(self, frames: Sequence[Levels], turn: Turn) -> None:
-        self._frames, self._turn = frames, turn
+    def __init__(self, frames: Sequence[Levels], orientation: Orientation) -> None:
+        self._frames, self._orientation = frames, orientation
 
-    def picture(self, index: int) -> Levels:
-        """A picture with a line of every frame."""
-        return np.ascontiguousarray(self._pictures[index])
+    def slice_at(self, index: int) -> Levels:
+        """A slice with a line of every frame."""
+        return np.ascontiguousarray(self._slices[index])
 
     @cached_property
-    def _pictures(self) -> Levels:
+    def _slices(self) -> Levels:
         first = self._frames[0]
         stack = np.empty((len(self._frames), *first.shape), dtype=np.uint8)
         for number, frame in enumerate(self._frames):
             stack[number] = frame
-        return turned(stack.swapaxes(0, 2), self._turn)
+        return reorient(stack.swapaxes(0, 2), self._orientation)
 
 
-def _ornt(*codes: str) -> Turn:
+def _ornt(*codes: str) -> Orientation:
     return np.asarray(axcodes2ornt(codes), dtype=np.float64)
 
 
-def _turn(affine: Affine, target: Turn) -> Turn:
+def _transform(affine: Affine, target: Orientation) -> Orientation:
     return np.asarray(ornt_transform(io_orientation(affine), target), dtype=np.float64)

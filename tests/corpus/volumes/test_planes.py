@@ -15,7 +15,7 @@ from PIL import Image
 from stages.corpus.images.decoding import ImageError
 from stages.corpus.images.files import decode_files
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.volumes.pictures import Pictures, read_dicom_pictures, read_nifti_pictures
+from stages.corpus.volumes.stacks import FrameStack, read_dicom_stack, read_nifti_stack
 from tests.conftest import resize_settings
 from tests.dicoms import acquired, colours, enhanced, file, geometry, phantom, series, settings
 from tests.volumes import IDENTITY, nifti, nifti_image, phantom_affine, volume_settings
@@ -25,22 +25,22 @@ WAYS = ("axial", "coronal", "sagittal", "prone")
 VOLUME = phantom()
 
 
-def of_series(plane: str, contents: list[bytes], **changes: Any) -> Pictures:
+def of_series(plane: str, contents: list[bytes], **changes: Any) -> FrameStack:
     wanted = volume_settings(plane=plane, window=IDENTITY, **changes)
-    return read_dicom_pictures(contents, settings(), wanted, 10**6, stacked=True)
+    return read_dicom_stack(contents, settings(), wanted, 10**6, stacked=True)
 
 
-def of_nifti(plane: str, content: bytes, **changes: Any) -> Pictures:
+def of_nifti(plane: str, content: bytes, **changes: Any) -> FrameStack:
     wanted = volume_settings(plane=plane, **({"window": IDENTITY} | changes))
-    return read_nifti_pictures(content, settings(), wanted, 10**6)
+    return read_nifti_stack(content, settings(), wanted, 10**6)
 
 
-def stacked(pictures: Pictures) -> NDArray[np.uint8]:
-    return np.stack(list(pictures.frames))
+def stacked(stack: FrameStack) -> NDArray[np.uint8]:
+    return np.stack(list(stack.frames))
 
 
 def expected(plane: str) -> NDArray[Any]:
-    """Pictures (through, down, right) of the phantom, from nibabel's canonical orientation."""
+    """Slices (through, down, right) of the phantom, from nibabel's canonical orientation."""
     image = nibabel.as_closest_canonical(nifti_image(VOLUME, phantom_affine()))
     right_front_head = np.asarray(image.dataobj)
     left, back, feet = slice(None, None, -1), slice(None, None, -1), slice(None, None, -1)
@@ -62,10 +62,10 @@ def test_a_series_a_file_of_many_frames_and_nifti_give_the_same_planes(
     of_series_ = of_series(plane, [files[at] for at in [*range(1, frames), 0]])
     order = [at for at in [*shuffled, *range(5, frames)] if at < frames]
     of_enhanced = of_series(plane, [enhanced(VOLUME, way, order)])
-    for pictures in (of_series_, of_enhanced, of_nifti(plane, nifti(VOLUME, phantom_affine()))):
-        np.testing.assert_array_equal(stacked(pictures), wanted)
-        assert (len(pictures.frames), pictures.height, pictures.width) == wanted.shape
-        assert pictures.representative == len(wanted) // 2
+    for stack in (of_series_, of_enhanced, of_nifti(plane, nifti(VOLUME, phantom_affine()))):
+        np.testing.assert_array_equal(stacked(stack), wanted)
+        assert (len(stack.frames), stack.height, stack.width) == wanted.shape
+        assert stack.representative == len(wanted) // 2
 
 
 @pytest.mark.parametrize("axes", list(permutations(range(3))))
@@ -81,20 +81,20 @@ def test_nifti_stored_in_any_direction_shows_the_same_planes(
 
 
 @pytest.mark.parametrize(
-    ("plane", "picture", "row", "column"),
+    ("plane", "index", "row", "column"),
     [("axial", 5, 1, 3), ("coronal", 1, 1, 3), ("sagittal", 1, 1, 1)],
 )
 def test_a_marked_voxel_lands_where_a_radiologist_looks_for_it(
-    plane: str, picture: int, row: int, column: int
+    plane: str, index: int, row: int, column: int
 ) -> None:
     """Of 5 x 6 x 7 it is the second from the patient's left, from the front and from the head."""
     marked = np.zeros((5, 6, 7), dtype=np.uint8)
     marked[3, 1, 5] = 200
-    for pictures in (
+    for stack in (
         of_series(plane, series(marked)),
         of_nifti(plane, nifti(marked, phantom_affine())),
     ):
-        assert np.argwhere(stacked(pictures)).tolist() == [[picture, row, column]]
+        assert np.argwhere(stacked(stack)).tolist() == [[index, row, column]]
 
 
 def test_acquired_slices_of_nifti_follow_its_third_axis_upright() -> None:
@@ -113,8 +113,8 @@ def test_acquired_slices_of_nifti_follow_its_third_axis_upright() -> None:
 
 
 def test_nifti_of_unknown_position_stays_as_it_is_stored() -> None:
-    pictures = of_nifti("acquired", nifti(VOLUME))
-    np.testing.assert_array_equal(stacked(pictures), VOLUME.transpose(2, 1, 0))
+    stack = of_nifti("acquired", nifti(VOLUME))
+    np.testing.assert_array_equal(stacked(stack), VOLUME.transpose(2, 1, 0))
     with pytest.raises(ImageError, match="coronal, and the file does not say") as caught:
         of_nifti("coronal", nifti(VOLUME))
     assert caught.value.reason is Reason.IMAGE_VOLUME
@@ -209,11 +209,11 @@ def test_colours_are_cut_as_grey_is() -> None:
     contents = [
         file(frame, **geometry(VOLUME, "axial", number)) for number, frame in enumerate(frames)
     ]
-    pictures = stacked(of_series("coronal", contents))
-    np.testing.assert_array_equal(pictures, frames.transpose(1, 0, 2, 3)[:, ::-1])
+    slices = stacked(of_series("coronal", contents))
+    np.testing.assert_array_equal(slices, frames.transpose(1, 0, 2, 3)[:, ::-1])
 
 
-def test_cut_pictures_are_resized_like_any_image() -> None:
+def test_cut_slices_are_resized_like_any_image() -> None:
     wanted = volume_settings(plane="coronal", window=IDENTITY)
     resize = resize_settings(size=28)
     decoded = decode_files(series(VOLUME), resize, settings(), wanted, folder=True)
@@ -240,4 +240,4 @@ def test_limits_hold_for_the_plane_that_is_cut() -> None:
         of_series("sagittal", series(wide))
     wanted = volume_settings(plane="axial")
     with pytest.raises(ImageError, match=r"70 x 3, the limit is 209 \(resize\.max_megapixels\)"):
-        read_nifti_pictures(nifti(wide, phantom_affine()), settings(), wanted, 209)
+        read_nifti_stack(nifti(wide, phantom_affine()), settings(), wanted, 209)

@@ -1,4 +1,4 @@
-"""Read an image of DICOM or NIfTI as pictures: the slices of a plane, or the frames of a clip."""
+"""Read an image of DICOM or NIfTI as a stack: the slices of a plane, or the frames of a clip."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stages.corpus.quarantine.reasons import Reason
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures in order, of one size."""
+class FrameStack:
+    """Slices or frames in order, of one size."""
 
     frames: Sequence[Levels]
     """Decoded on access, which may raise ImageError."""
@@ -29,9 +29,9 @@ class Pictures:
     """Of DICOM, the elements of the header that are passed on."""
 
 
-def read_dicom_pictures(
+def read_dicom_stack(
     contents: Sequence[bytes], dicom: Dicom, volume: Volume, max_pixels: int, *, stacked: bool
-) -> Pictures:
+) -> FrameStack:
     """Read a DICOM file, or the files of a series.
 
     stacked: see `read_series`; with volume.plane it is as if set. An image of one frame is as it
@@ -42,7 +42,7 @@ def read_dicom_pictures(
     image = read_series(contents, dicom, max_pixels, volume.window, stacked=stacked)
     tags = image.tags
     if plane == "acquired" or len(image.frames) == 1:
-        return Pictures(
+        return FrameStack(
             frames=image.frames,
             representative=image.representative,
             width=tags.columns,
@@ -51,13 +51,13 @@ def read_dicom_pictures(
             tags=tags,
         )
     # imports nibabel, which most corpora do not need
-    from stages.corpus.volumes.planes import cut, cut_size, turn_to
+    from stages.corpus.volumes.planes import cut, cut_size, plane_orientation
 
-    turn = turn_to(image.affine, plane)
-    count, height, width = cut_size((tags.columns, tags.rows, len(image.frames)), turn)
+    orientation = plane_orientation(image.affine, plane)
+    count, height, width = cut_size((tags.columns, tags.rows, len(image.frames)), orientation)
     _check_size(count, height, width, dicom, max_pixels)
-    return Pictures(
-        frames=cut(image.frames, count, turn),
+    return FrameStack(
+        frames=cut(image.frames, count, orientation),
         representative=representative(count, dicom),
         width=width,
         height=height,
@@ -66,25 +66,25 @@ def read_dicom_pictures(
     )
 
 
-def read_nifti_pictures(content: bytes, dicom: Dicom, volume: Volume, max_pixels: int) -> Pictures:
+def read_nifti_stack(content: bytes, dicom: Dicom, volume: Volume, max_pixels: int) -> FrameStack:
     """Read a NIfTI file: slices along its third axis, or those of volume.plane.
 
     Raises ImageError.
     """
     # imports nibabel, which most corpora do not need
     from stages.corpus.volumes.nifti import read_nifti
-    from stages.corpus.volumes.planes import turn_to, turn_upright, turned
+    from stages.corpus.volumes.planes import plane_orientation, reorient, upright_orientation
 
     image = read_nifti(content, dicom)
     if volume.plane == "acquired" or image.voxels.shape[2] == 1:
-        turn = turn_upright(image.affine)
+        orientation = upright_orientation(image.affine)
     else:
-        turn = turn_to(image.affine, volume.plane)
-    voxels = turned(image.voxels, turn)
+        orientation = plane_orientation(image.affine, volume.plane)
+    voxels = reorient(image.voxels, orientation)
     count, height, width = voxels.shape
     _check_size(count, height, width, dicom, max_pixels)
     grey = image.grey(volume.window)
-    return Pictures(
+    return FrameStack(
         frames=LazySequence(count, lambda index: grey(voxels[index])),
         representative=representative(count, dicom),
         width=width,
@@ -108,7 +108,7 @@ def _check_size(count: int, height: int, width: int, dicom: Dicom, max_pixels: i
         )
     if count > 1 and min(width, height) == 1:
         raise ImageError(
-            f"slices of {width} x {height}, which are lines and no pictures: another volume.plane"
+            f"slices of {width} x {height}, which are lines and no images: another volume.plane"
             " may have some",
             Reason.IMAGE_VOLUME,
         )

@@ -115,8 +115,9 @@ def _without_corrupt(
         if corrupt is None:
             records.append(record)
         else:
-            error = next(errors[name] for name in files[corrupt] if name in errors)
-            why = f"the image cannot be read from the corpus: {error}"
+            name = next(name for name in files[corrupt] if name in errors)
+            which = "the image" if name == corrupt else name
+            why = f"{which} cannot be read from the corpus: {errors[name]}"
             rows.append(refuse(record, corrupt, why, Reason.IMAGE_DAMAGED))
     return Reading(reading.read, records, rows)
 

@@ -185,7 +185,7 @@ def _fetch(corpus: Corpus, hashes: Mapping[str, bytes], name: str) -> bytes:
     except KeyError:
         raise InputError(f"{corpus.path}: {name!r} is missing: {CORPUS_CHANGED}") from None
     except DamagedMemberError as error:
-        raise UnreadError(f"it cannot be read from the corpus: {error.why}") from error
+        raise UnreadError(f"{name} cannot be read from the corpus: {error.why}") from error
     if hashlib.sha256(content).digest() != hashes[name]:
         raise InputError(f"{corpus.path}: {name!r} has other bytes: {CORPUS_CHANGED}")
     return content

@@ -262,7 +262,8 @@ def test_an_image_that_was_damaged_since_it_was_hashed_goes_to_quarantine(
     run(download)  # no wiser: the zip says that nothing has changed
     run(resize, "ct")
     (row,) = read_quarantine(layout.QUARANTINE / "resize" / "ct.parquet").rows
-    assert row.why == "the image cannot be used: it cannot be read from the corpus: bad CRC-32"
+    assert row.reason == Reason.IMAGE_DAMAGED
+    assert "Images/bad.png cannot be read from the corpus: bad CRC-32" in row.why
 
 
 def test_without_the_corpus_the_remedy_is_named(

@@ -28,7 +28,7 @@ from stages.corpus.dicom.syntaxes import (
     RLE,
     SECOND_DECODERS,
 )
-from stages.corpus.quarantine.image_errors import ImageError
+from stages.corpus.quarantine.image_errors import ImageError, located
 from stages.corpus.quarantine.reasons import Reason
 
 _END: Final = b"\xff\xd9"
@@ -66,8 +66,13 @@ class Frames:
     def stored(self, index: int) -> NDArray[Any]:
         """Stored values (rows, columns) of a grey or palette frame, or RGB (rows, columns, 3).
 
-        Raises ImageError.
+        Raises ImageError, of several frames with the number of the damaged one.
         """
+        if len(self) == 1:
+            return self._decode(index)
+        return located(f"frame {index + 1} of {len(self)}", lambda: self._decode(index))
+
+    def _decode(self, index: int) -> NDArray[Any]:
         header = self.header
         source = header.pixels
         count = header.tags.frames

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TypeVar
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom
+from stages.corpus.dicom.header import SeriesPosition
+from stages.corpus.dicom.headers.elements import read_elements
 from stages.corpus.dicom.reader import DicomImage, Levels, read_dicom, representative
 from stages.corpus.dicom.stacking import MAX_TILT, Place, read_places, stack_affine, stack_order
-from stages.corpus.quarantine.image_errors import ImageError, UnreadError
+from stages.corpus.quarantine.image_errors import ImageError, file_place, located
 from stages.corpus.quarantine.reasons import Reason
 
-Result = TypeVar("Result")
+_MAX_NUMBER: Final = 99_999
+"""An IS element is unbounded: a date in the wrong place is not quoted."""
 
 
 @dataclass(frozen=True)
 class _Reading:
     """How the files of a series are read: see `read_series`."""
 
+    names: Sequence[str]
+    count: int
     settings: Dicom
     max_pixels: int | None
     window: Sequence[float] | None
@@ -33,21 +38,32 @@ class _Reading:
         """Read a file of several."""
         return read_dicom(content, self.settings, self.max_pixels, self.window, in_series=True)
 
+    def place(self, file: int, number: int | None) -> str:
+        """A file as messages name it, by its index; number: its InstanceNumber, if known."""
+        known = number is not None and 0 <= number <= _MAX_NUMBER
+        instance = f", InstanceNumber {number}" if known else ""
+        return file_place(self.names, file, self.count, instance)
+
 
 class _Slices:
     """Frames of several files in a given order, with one file in memory at a time."""
 
     def __init__(
-        self, contents: Sequence[bytes], order: Sequence[tuple[int, int]], reading: _Reading
+        self,
+        contents: Sequence[bytes],
+        order: Sequence[tuple[int, int]],
+        positions: Sequence[SeriesPosition],
+        reading: _Reading,
     ) -> None:
-        """`order`: per frame the index of its file, and its own index in that file."""
+        """`order`: per frame the index of its file, and its own in that; `positions`: of files."""
         self._contents = contents
         self._order = order
+        self._positions = positions
         self._reading = reading
         self._open: tuple[int, DicomImage] | None = None
 
     def frame(self, index: int) -> Levels:
-        """Decode a frame; ImageError, with the number of its file, if its pixels are damaged."""
+        """Decode a frame; ImageError, naming its file, if its pixels are damaged."""
         file, frame = self._order[index]
 
         def decode() -> Levels:
@@ -55,7 +71,7 @@ class _Slices:
                 self._open = file, self._reading.file(self._contents[file])
             return self._open[1].frames[frame]
 
-        return _numbered(file + 1, len(self._contents), decode)
+        return located(self._reading.place(file, self._positions[file].number), decode)
 
 
 def read_series(
@@ -65,6 +81,7 @@ def read_series(
     window: Sequence[float] | None = None,
     *,
     stacked: bool = False,
+    names: Sequence[str] = (),
 ) -> DicomImage:
     """Read the files of a series, sorted along the normal of the slices.
 
@@ -79,6 +96,7 @@ def read_series(
             dicom.ct_window, or the files' own.
         stacked: Sort frames by their own positions too, and refuse slices that are no volume:
             stages/corpus/dicom/stacking.py.
+        names: Of the files, for messages; without them their numbers.
 
     Raises ImageError if a file is not DICOM or cannot be used, and if the files differ in series,
     modality, size or kind of image.
@@ -94,14 +112,15 @@ def read_series(
             " (dicom.max_frames)",
             Reason.IMAGE_TOO_LARGE,
         )
-    reading = _Reading(settings, max_pixels, window, stacked)
+    reading = _Reading(names, len(contents), settings, max_pixels, window, stacked)
     images: list[DicomImage] = []
     places: list[list[Place]] = []
-    for number, content in enumerate(contents, start=1):
-        image, its_places = _read_without_frames(content, number, len(contents), reading)
+    for file, content in enumerate(contents):
+        image, its_places = _read_without_frames(content, file, reading)
         images.append(image)
         places.append(its_places)
-    _check_alike(images)
+    names = names or [f"file {number}" for number in range(1, len(contents) + 1)]
+    _check_alike(images, names)
     order: list[tuple[int, int]] = []
     # stacked, by number first, which is their order where positions say nothing
     for file in _sorted_files(images, by_position=not stacked):
@@ -115,11 +134,12 @@ def read_series(
         )
     affine = None
     if stacked:
-        order, affine = _stack(order, places, tags.pixel_spacing)
+        order, affine = _stack(order, places, names, tags.pixel_spacing)
+    slices = _Slices(contents, order, [image.position for image in images], reading)
     middle = representative(len(order), settings)
     middle_file, _ = order[middle]
     return DicomImage(
-        frames=LazySequence(len(order), _Slices(contents, order, reading).frame),
+        frames=LazySequence(len(order), slices.frame),
         representative=middle,
         tags=replace(images[middle_file].tags, frames=len(order)),
         position=images[0].position,
@@ -146,13 +166,13 @@ def _stacked(image: DicomImage, content: bytes, settings: Dicom) -> DicomImage:
 def _stack(
     order: list[tuple[int, int]],
     places: Sequence[Sequence[Place]],
+    files: Sequence[str],
     spacing: tuple[float, float] | None,
 ) -> tuple[list[tuple[int, int]], NDArray[np.float64] | None]:
     """(file, frame) in the order of slices and the affine; as they are and None if unknown."""
     alone = all(len(of_file) == 1 for of_file in places)
     names = [
-        f"file {file + 1}" if alone else f"frame {frame + 1} of file {file + 1}"
-        for file, frame in order
+        files[file] if alone else f"frame {frame + 1} of {files[file]}" for file, frame in order
     ]
     in_order = [places[file][frame] for file, frame in order]
     indices = stack_order(in_order, names)
@@ -163,11 +183,11 @@ def _stack(
 
 
 def _read_without_frames(
-    content: bytes, number: int, count: int, reading: _Reading
+    content: bytes, file: int, reading: _Reading
 ) -> tuple[DicomImage, list[Place]]:
     """Read and check a file, but let go of its pixels; the places of its frames, if stacked.
 
-    `number` counts from 1.
+    `file`: its index.
     """
 
     def read() -> tuple[DicomImage, list[Place]]:
@@ -176,33 +196,32 @@ def _read_without_frames(
             return image, []
         return image, read_places(content, image.tags.frames, reading.settings)
 
-    return _numbered(number, count, read)
+    return located(lambda: reading.place(file, _number(content, reading.settings)), read)
 
 
-def _numbered(number: int, count: int, work: Callable[[], Result]) -> Result:
-    """What `work` returns; its ImageError with the number of the file, from 1."""
+def _number(content: bytes, settings: Dicom) -> int | None:
+    """InstanceNumber of a file that could not be read; None if it cannot be found."""
     try:
-        return work()
-    except UnreadError:
-        raise
-    except ImageError as error:
-        failure = error
-    # raised outside the handler, so that the error has no other one as its context
-    raise ImageError(f"file {number} of {count} of a series: {failure}", failure.reason)
+        _, elements = read_elements(content, ("InstanceNumber",), settings.max_inflated_mb * 2**20)
+        return (elements.integers("InstanceNumber", 1) or (None,))[0]
+    except ImageError:
+        return None
 
 
-def _check_alike(images: Sequence[DicomImage]) -> None:
+def _check_alike(images: Sequence[DicomImage], names: Sequence[str]) -> None:
+    """ImageError naming a file that differs from the first one."""
     first = images[0]
-    if any(image.position.series != first.position.series for image in images):
-        raise ImageError(
-            "files of several series in one folder: SeriesInstanceUID differs", Reason.IMAGE_SERIES
-        )
-    if any(image.tags.modality != first.tags.modality for image in images):
-        raise ImageError("files of several modalities in one folder", Reason.IMAGE_SERIES)
-    for image in images:
+    for image, name in zip(images, names, strict=True):
+        both = f"{names[0]} and {name}"
+        if image.position.series != first.position.series:
+            why = f"files of several series in one folder: SeriesInstanceUID of {both} differ"
+            raise ImageError(why, Reason.IMAGE_SERIES)
+        if image.tags.modality != first.tags.modality:
+            why = f"files of several modalities in one folder: {both}"
+            raise ImageError(why, Reason.IMAGE_SERIES)
         if _kind(image) != _kind(first):
             raise ImageError(
-                "images of several sizes or kinds in one series:"
+                f"images of several sizes or kinds in one series: {both},"
                 f" {first.tags.columns} x {first.tags.rows} and"
                 f" {image.tags.columns} x {image.tags.rows}",
                 Reason.IMAGE_SERIES,

@@ -50,7 +50,7 @@ __all__ = [
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """Supported formats: libvips and Pillow know more, some through external programs."""
-_RULES: Final = 4
+_RULES: Final = 5
 """Raise it when equal bytes and settings give another image, other metadata, another refusal."""
 _DECODERS: Final = (
     "nibabel",

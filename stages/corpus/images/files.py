@@ -15,7 +15,7 @@ from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize, Volume
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.images.decoding import Decoded, decode, resize_by_pillow
-from stages.corpus.quarantine.image_errors import ImageError
+from stages.corpus.quarantine.image_errors import ImageError, file_place, located
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.volumes.signatures import is_nifti
 
@@ -33,6 +33,7 @@ def decode_files(
     dicom: Dicom,
     volume: Volume = _ONE_FRAME,
     *,
+    names: Sequence[str] = (),
     folder: bool = False,
     slices_named: bool = False,
 ) -> Decoded:
@@ -43,6 +44,7 @@ def decode_files(
         settings: Size and filter, and what other kinds of files than DICOM need.
         dicom: Which frame `image` is, windows and limits, of other volumes too.
         volume: Which slices `frames` are. By default, those that were stored, in their order.
+        names: Of the files, for messages about one of a folder; without them their numbers.
         folder: Whether the files are the slices of a volume.
         slices_named: Whether a question names slices: their order is then checked, as it is where
             volume.frames asks for several.
@@ -61,10 +63,11 @@ def decode_files(
         stacked = volume.several or slices_named
         files = contents if folder else [first]
         return _decode_stack(
-            read_dicom_stack(files, dicom, volume, max_pixels, stacked=stacked), settings
+            read_dicom_stack(files, dicom, volume, max_pixels, stacked=stacked, names=names),
+            settings,
         )
     if folder and len(contents) > 1:
-        return _decode_folder(contents, settings, dicom, volume)
+        return _decode_folder(contents, settings, dicom, volume, names)
     if is_nifti(first):
         # imports pydicom, for its windows, and nibabel, which few corpora need
         from stages.corpus.volumes.stacks import read_nifti_stack
@@ -91,7 +94,11 @@ def _decode_stack(stack: FrameStack, settings: Resize) -> Decoded:
 
 
 def _decode_folder(
-    contents: Sequence[bytes], settings: Resize, dicom: Dicom, volume: Volume
+    contents: Sequence[bytes],
+    settings: Resize,
+    dicom: Dicom,
+    volume: Volume,
+    names: Sequence[str],
 ) -> Decoded:
     """A volume whose slices are image files: nothing is known of it but their order."""
     if len(contents) > dicom.max_frames:
@@ -107,8 +114,11 @@ def _decode_folder(
             Reason.IMAGE_VOLUME,
         )
 
+    def place(index: int) -> str:
+        return file_place(names, index, len(contents))
+
     def read_slice(index: int) -> Decoded:
-        return _decode_slice(contents[index], settings, index + 1, len(contents))
+        return located(place(index), lambda: _decode_slice(contents[index], settings))
 
     middle = len(contents) // 2 if dicom.frame == "middle" else 0
     decoded = read_slice(middle)
@@ -118,8 +128,8 @@ def _decode_folder(
         frame = read_slice(index)
         if (frame.width, frame.height) != size:
             raise ImageError(
-                f"images of several sizes in one folder: {size[0]} x {size[1]} and, file"
-                f" {index + 1} of {len(contents)}, {frame.width} x {frame.height}",
+                f"images of several sizes in one folder: {place(middle)}, {size[0]} x {size[1]},"
+                f" and {place(index)}, {frame.width} x {frame.height}",
                 Reason.IMAGE_SERIES,
             )
         return frame.image
@@ -134,15 +144,11 @@ def _decode_folder(
     )
 
 
-def _decode_slice(content: bytes, settings: Resize, number: int, count: int) -> Decoded:
-    """One image file of a folder; ImageError with its number if it cannot be used."""
-    which = f"file {number} of {count} of a folder"
+def _decode_slice(content: bytes, settings: Resize) -> Decoded:
+    """One image file of a folder; ImageError if it cannot be used."""
     if is_dicom(content) or is_nifti(content):
         raise ImageError(
-            f"{which} is a volume of its own or DICOM, and others are not: name one kind of files",
+            "a volume of its own or DICOM, and others are not: name one kind of files",
             Reason.IMAGE_SERIES,
         )
-    try:
-        return decode(content, settings)
-    except ImageError as error:
-        raise ImageError(f"{which}: {error}", error.reason) from None
+    return decode(content, settings)

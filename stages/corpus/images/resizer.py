@@ -146,8 +146,8 @@ class ImageResizer:
         metadata = ImageMetadata()
         unlinked: list[list[str]] = []
         for shard in cut(sorted(self._sources)):
-            keys = set(map(self._key, shard)) | set(map(self._plain_key, shard))
-            cached = self._cache.lookup(sorted(keys))
+            keys = chain.from_iterable(map(self._keys, shard))
+            cached = self._cache.lookup(sorted(set(keys)))
             results = self._link_shard(shard, cached, folder)
             if results is None:
                 unlinked.append(shard)
@@ -166,18 +166,28 @@ class ImageResizer:
                 metadata.add(self._write_shard(islice(images, len(shard)), folder))
         return metadata
 
+    def _keys(self, name: str) -> tuple[str, str, str]:
+        """Cache keys that an image may be found under."""
+        return self._key(name), self._plain_key(name), self._refusal_key(name)
+
     def _key(self, name: str) -> str:
         """Cache key: a hash of all that determines the result."""
-        return self._hash(name, stacked=self._frames.stacked(name))
+        return self._hash(name, self._frames.stacked(name))
 
     def _plain_key(self, name: str) -> str:
         """Cache key of an image that is no volume, whatever is asked of volumes."""
-        return self._hash(name, stacked=False)
+        return self._hash(name, None)
 
-    def _hash(self, name: str, *, stacked: bool) -> str:
+    def _refusal_key(self, name: str) -> str:
+        """Cache key of a refusal: of a folder, its message names a file."""
+        source = self._sources[name]
+        names = [file for file, _ in source.files] if source.folder else []
+        return self._hash(name, self._frames.stacked(name), names)
+
+    def _hash(self, name: str, stacked: bool | None, names: Sequence[str] = ()) -> str:
         source = self._sources[name]
         digests = [digest for _, digest in source.files]
-        parts = [digests, source.folder, stacked, self._settings, DECODER]
+        parts = [digests, source.folder, stacked, list(names), self._settings, DECODER]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _find(self, name: str, cached: Mapping[str, CachedImage]) -> CachedImage | None:
@@ -186,7 +196,7 @@ class ImageResizer:
         plain = cached.get(self._plain_key(name))
         if own is None and plain is not None and _is_plain(_cached_result(plain)):
             return plain
-        return own
+        return own or cached.get(self._refusal_key(name))
 
     def _link_shard(
         self, shard: Sequence[str], cached: Mapping[str, CachedImage], folder: Path
@@ -250,6 +260,7 @@ class ImageResizer:
                 self._resize,
                 self._dicom,
                 self._volume,
+                names=[name for name, _ in source.files],
                 folder=source.folder,
                 slices_named=self._frames.stacked(name),
             )
@@ -283,7 +294,7 @@ class ImageResizer:
                 usable.append((key, png_name(name), result))
             elif not isinstance(result, UnreadError):  # unread bytes may be readable next time
                 facts = {"why": str(result), "reason": result.reason}
-                refusals.append((self._key(name), facts))
+                refusals.append((self._refusal_key(name), facts))
 
         file_name = self._shard_name(results)
         if file_name is None:

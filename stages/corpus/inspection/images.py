@@ -142,6 +142,7 @@ def _decode(
             params.resize,
             params.dicom,
             params.volume,
+            names=names,
             folder=names != [path],
             slices_named=any(slices),
         )

@@ -33,6 +33,9 @@ _HEADERS: Final = {1: Nifti1Header, 2: Nifti2Header}
 _MIN_OFFSET: Final = {1: 352, 2: 544}
 """First byte that voxels can have: after the header and the four that announce extensions."""
 _PERCENTILES: Final = (0.5, 99.5)
+_CHUNK: Final = 2**14
+"""Bytes that are unpacked at a time: of a damaged file, those before the damage are counted."""
+_NOT_UNPACKED: Final = "truncated or damaged: it cannot be unpacked by gzip"
 _MAX_VALUE: Final = 1e300
 """Values beyond could not be subtracted from each other."""
 
@@ -75,11 +78,14 @@ def read_nifti(content: bytes, settings: Dicom) -> Nifti:
     Limits: dicom.max_inflated_mb, if it is packed, and dicom.max_total_pixels. Raises ImageError;
     its message quotes no values but sizes and the type of the voxels.
     """
+    complete = True
     if content.startswith(GZIP):
-        content = _unpack(content, settings.max_inflated_mb * 2**20)
+        content, complete = _unpack(content, settings.max_inflated_mb * 2**20)
     found = nifti_version(content)
     if found is None:
-        raise ImageError("not a NIfTI file", Reason.IMAGE_FORMAT)
+        if complete:
+            raise ImageError("not a NIfTI file", Reason.IMAGE_FORMAT)
+        raise ImageError(_NOT_UNPACKED)
     version, single = found
     if not single:
         raise ImageError(
@@ -98,25 +104,28 @@ def read_nifti(content: bytes, settings: Dicom) -> Nifti:
     shape, dtype, offset, rescale, affine = guarded("the NIfTI header is damaged", parse)
     _check_type(dtype)
     shape = _three(shape, settings)
-    voxels = _voxels(content, shape, dtype, offset or _MIN_OFFSET[version], _MIN_OFFSET[version])
+    least = _MIN_OFFSET[version]
+    voxels = _voxels(content, shape, dtype, offset or least, least, complete=complete)
     _check_values(voxels, rescale)
     return Nifti(voxels, rescale, affine)
 
 
-def _unpack(content: bytes, max_bytes: int) -> bytes:
-    failed = False
-    unpacked = b""
+def _unpack(content: bytes, max_bytes: int) -> tuple[bytes, bool]:
+    """(unpacked bytes, whether that is all of them): of a damaged file as many as can be."""
+    unpacked = bytearray()
+    complete = True
     try:
         with gzip.GzipFile(fileobj=BytesIO(content)) as packed:
-            unpacked = packed.read(max_bytes + 1)
+            while chunk := packed.read1(_CHUNK):
+                unpacked += chunk
+                if len(unpacked) > max_bytes:
+                    break
     except (EOFError, OSError, zlib.error):
-        failed = True
-    if failed:
-        raise ImageError("truncated or damaged: it cannot be unpacked by gzip")
+        complete = False
     if len(unpacked) > max_bytes:
         limit = f"{max_bytes / 2**20:.0f} MiB (dicom.max_inflated_mb)"
         raise ImageError(f"it unpacks to more than {limit}", Reason.IMAGE_TOO_LARGE)
-    return unpacked
+    return bytes(unpacked), complete
 
 
 def _affine(header: Nifti1Header) -> Affine | None:
@@ -162,14 +171,32 @@ def _three(shape: tuple[int, ...], settings: Dicom) -> tuple[int, ...]:
 
 
 def _voxels(
-    content: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int, least: int
+    content: bytes,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    offset: int,
+    least: int,
+    *,
+    complete: bool,
 ) -> NDArray[Any]:
-    """Voxels as they stand in the file, the first index running fastest."""
+    """Voxels as they stand in the file, the first index running fastest.
+
+    complete: whether the file could be unpacked; if not, the first slice that is not is named.
+    """
+    if not complete and least <= len(content) < offset:
+        raise ImageError(_NOT_UNPACKED)
     if not least <= offset <= len(content):
         raise ImageError("the NIfTI header is damaged: its voxels begin outside of the file")
     size = math.prod(shape) * dtype.itemsize
-    if len(content) - offset < size:
-        raise ImageError("the voxels are fewer than the header says: truncated or a wrong header")
+    whole = (len(content) - offset) // (size // shape[2])
+    incomplete = f"{_slice(whole)} of {shape[2]} is incomplete"
+    if not complete:
+        unknown = f"which of its {shape[2]} slices is damaged is not known"
+        raise ImageError(f"{_NOT_UNPACKED}: {incomplete if whole < shape[2] else unknown}")
+    if whole < shape[2]:
+        raise ImageError(
+            f"the voxels are fewer than the header says: truncated or a wrong header; {incomplete}"
+        )
     if len(content) - offset - size >= shape[0] * shape[1] * dtype.itemsize:
         raise ImageError(
             "the voxels are more, by a slice or more, than the header says: a wrong header"
@@ -182,14 +209,17 @@ def _check_values(voxels: NDArray[Any], rescale: Rescale) -> None:
     """ImageError unless all values are finite, and not all the same."""
     if voxels.dtype.kind == "f":
         # a slice at a time: of all voxels together this would take a byte each
-        wrong = sum(
+        wrong = [
             voxels[:, :, k].size - int(np.isfinite(voxels[:, :, k]).sum())
             for k in range(voxels.shape[2])
-        )
-        if wrong:
+        ]
+        if any(wrong):
+            affected = [k for k, count in enumerate(wrong) if count]
+            more = f" and {len(affected) - 1} more slices" if len(affected) > 1 else ""
             raise ImageError(
-                f"{wrong} of {voxels.size} voxels are not finite numbers: save them as numbers,"
-                " such as the lowest of the others"
+                f"{sum(wrong)} of {voxels.size} voxels are not finite numbers, in"
+                f" {_slice(affected[0])}{more}: save them as numbers, such as the lowest of the"
+                " others"
             )
     ends = np.array([voxels.min(), voxels.max()], dtype=np.float64)
     values = rescale(ends)
@@ -197,3 +227,8 @@ def _check_values(voxels: NDArray[Any], rescale: Rescale) -> None:
         raise ImageError("voxels that are not finite numbers after their scaling")
     if values[0] == values[1]:
         raise ImageError("all voxels have the same value: there is nothing to see")
+
+
+def _slice(index: int) -> str:
+    """A slice as messages name it; with volume.plane: acquired, the number that questions name."""
+    return f"slice {index + 1} along the third axis"

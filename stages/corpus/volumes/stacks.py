@@ -30,16 +30,22 @@ class FrameStack:
 
 
 def read_dicom_stack(
-    contents: Sequence[bytes], dicom: Dicom, volume: Volume, max_pixels: int, *, stacked: bool
+    contents: Sequence[bytes],
+    dicom: Dicom,
+    volume: Volume,
+    max_pixels: int,
+    *,
+    stacked: bool,
+    names: Sequence[str] = (),
 ) -> FrameStack:
     """Read a DICOM file, or the files of a series.
 
-    stacked: see `read_series`; with volume.plane it is as if set. An image of one frame is as it
-    was stored, whatever the plane. Raises ImageError.
+    stacked, names: see `read_series`; with volume.plane the first is as if set. An image of one
+    frame is as it was stored, whatever the plane. Raises ImageError.
     """
     plane = volume.plane
     stacked = stacked or plane != "acquired"
-    image = read_series(contents, dicom, max_pixels, volume.window, stacked=stacked)
+    image = read_series(contents, dicom, max_pixels, volume.window, stacked=stacked, names=names)
     tags = image.tags
     if plane == "acquired" or len(image.frames) == 1:
         return FrameStack(

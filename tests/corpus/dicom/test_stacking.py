@@ -204,8 +204,10 @@ def test_a_wrong_number_of_groups_is_refused() -> None:
 
 def test_a_damaged_position_is_named_with_its_file() -> None:
     contents = series(VOLUME)
-    contents[8] = file(acquired(VOLUME)[8], ImageOrientationPatient=[1, 0, 0])
-    with pytest.raises(ImageError, match="file 9 of 12 .*ImageOrientationPatient"):
+    contents[8] = file(acquired(VOLUME)[8], InstanceNumber=9, ImageOrientationPatient=[1, 0, 0])
+    with pytest.raises(
+        ImageError, match="file 9 of 12, InstanceNumber 9: .*ImageOrientationPatient"
+    ):
         read_series(contents, settings(), stacked=True)
 
 
@@ -217,11 +219,11 @@ def test_a_corrupt_slice_of_forty_is_named_when_it_is_decoded() -> None:
     for stacked in (False, True):
         image = read_series(contents, settings(), stacked=stacked)
         assert image.frames[15].shape == (32, 40)
-        with pytest.raises(ImageError, match="^file 17 of 40 of a series: ") as caught:
+        with pytest.raises(ImageError, match="^file 17 of 40, InstanceNumber 16: ") as caught:
             image.frames[16]
         assert caught.value.__context__ is None
     contents[16] = contents[16][:200]
-    with pytest.raises(ImageError, match="^file 17 of 40 of a series: "):
+    with pytest.raises(ImageError, match="^file 17 of 40: "):
         read_series(contents, settings())
 
 

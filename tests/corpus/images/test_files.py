@@ -51,7 +51,7 @@ def test_a_folder_of_one_file_is_that_image() -> None:
         ([level(1), b"no image", level(3)], Reason.IMAGE_FORMAT, "file 2 of 3"),
         ([level(1), level(2), level(3)[:-20]], Reason.IMAGE_DAMAGED, "file 3 of 3"),
         ([level(1), b"", level(3)], Reason.IMAGE_EMPTY, "file 2 of 3"),
-        ([level(1), file(ramp(), Modality="MR")], Reason.IMAGE_SERIES, "file 2 of 2 of a folder"),
+        ([level(1), file(ramp(), Modality="MR")], Reason.IMAGE_SERIES, "file 2 of 2"),
         ([level(1)] * 9, Reason.IMAGE_TOO_LARGE, "9, the limit is 8"),
     ],
 )

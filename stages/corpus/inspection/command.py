@@ -105,6 +105,8 @@ def print_inspection(path: Path, inspection: Inspection, status: str) -> None:
     if any(count > 1 for count in inspection.shown):
         numbers = [f"{count} in {questions}" for count, questions in inspection.shown.items()]
         console.print(f"Images that a question shows: {', '.join(numbers)} questions")
+    for line in inspection.slices.lines():
+        console.print(escape(plain(line)), soft_wrap=True)
     if not inspection.decoded:
         console.print("Images were not decoded (--no-images): some may still be refused.")
     for finding in inspection.findings:

@@ -22,6 +22,7 @@ from stages.corpus.images.frames import Slices, describe_frames, wanted_frames
 from stages.corpus.images.resizer import ImageResult, check_modality, describe
 from stages.corpus.images.shown import add_images
 from stages.corpus.inspection.findings import Findings
+from stages.corpus.inspection.volumes import VolumeSize, VolumeSlices
 from stages.corpus.quarantine.advice import DUPLICATE_IMAGES
 from stages.corpus.records.patients import ids_of_file, refuse_mixed_patients
 from stages.corpus.records.records import Reading, Record, refuse
@@ -42,6 +43,8 @@ class _DecodedImage(NamedTuple):
     """As stage resize adds to a record."""
     frames: Mapping[int, ImageFacts] = {}
     """Those of a volume that questions show."""
+    size: VolumeSize | None = None
+    """None if it is no volume."""
     patients: Mapping[str, bytes] = {}
     """File -> hashed PatientID, of DICOM files."""
 
@@ -52,10 +55,12 @@ def decodable(
     files: Mapping[str, list[str]],
     params: Params,
     findings: Findings,
+    slices: VolumeSlices,
 ) -> list[Record]:
     """Records whose images can be decoded, as after stage resize; notes images of the same bytes.
 
-    Their `image` is the path in the corpus. `files`: image path -> its files, several for a series.
+    Their `image` is the path in the corpus. `files`: image path -> its files, several for a series;
+    `slices` counts the questions about volumes.
     """
     images = _decode_all(corpus, records, files, params, findings)
     reading = Reading(len(records), records, [])
@@ -69,7 +74,9 @@ def decodable(
             fields = add_images(record, results, images.frames, _STORE, params.volume)
         except RefusedRecord as refusal:
             findings.refuse(refuse(record, refusal.what, refusal.why, refusal.reason))
+            slices.add(record, images.volumes, usable=False)
         else:
+            slices.add(record, images.volumes, usable=True)
             usable.append(replace(record, fields=fields | {"image": record.image_path}))
     return usable
 
@@ -80,6 +87,8 @@ class _Images:
 
     results: dict[str, dict[str, ImageResult]] = field(default_factory=lambda: defaultdict(dict))
     frames: dict[str, Mapping[int, ImageFacts]] = field(default_factory=dict)
+    volumes: dict[str, VolumeSize] = field(default_factory=dict)
+    """Those of several slices or frames."""
     patients: dict[str, bytes] = field(default_factory=dict)
     """File -> hashed PatientID."""
 
@@ -112,6 +121,8 @@ def _decode_all(
             error = image.error or image.modality_errors.get(slug)
             images.results[slug][image.path] = error or image.metadata
         images.frames[image.path] = image.frames
+        if image.size is not None:
+            images.volumes[image.path] = image.size
         images.patients |= image.patients
         original = image.path if image.error else first.setdefault(image.digest, image.path)
         if original != image.path:
@@ -158,6 +169,8 @@ def _decode(
     except DamagedMemberError as error:
         return _DecodedImage(path, error=ImageError(str(error)), patients=patients)
     metadata = describe(image)
+    size = None
     if image.frames:
         metadata["frames"] = len(image.frames)
-    return _DecodedImage(path, digest.digest()[:16], None, wrong, metadata, frames, patients)
+        size = VolumeSize(len(image.frames), image.representative)
+    return _DecodedImage(path, digest.digest()[:16], None, wrong, metadata, frames, size, patients)

@@ -19,6 +19,7 @@ from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.inspection.findings import CorpusFinding, Findings
 from stages.corpus.inspection.images import decodable
+from stages.corpus.inspection.volumes import VolumeSlices
 from stages.corpus.quarantine.advice import (
     IGNORED_COLUMNS,
     MISSING_SPLITS,
@@ -70,9 +71,9 @@ class Inspection:
     """Result of an inspection: read = usable + refused.
 
     `questions`: (modality, question type) -> usable ones; `images`: number per modality; `shown`:
-    images of a question -> questions that show as many, empty if no image was decoded; `axes`:
-    those of the project; `splits`: axis -> slug -> training and test questions of the kind in use,
-    empty if no image was decoded.
+    images of a question -> questions that show as many, empty if no image was decoded; `slices`:
+    what questions show of volumes; `axes`: those of the project; `splits`: axis -> slug -> training
+    and test questions of the kind in use, empty if no image was decoded.
     """
 
     layout: str
@@ -82,6 +83,7 @@ class Inspection:
     questions: dict[tuple[str, str], int]
     images: dict[str, int]
     shown: dict[int, int]
+    slices: VolumeSlices
     axes: Axes
     splits: dict[str, dict[str, tuple[int, int]]]
     decoded: bool
@@ -115,8 +117,9 @@ def inspect(
     usable = reading.records
     splits: dict[str, dict[str, tuple[int, int]]] = {}
     _note_unused_images(corpus, set(chain.from_iterable(files.values())), findings)
+    slices = VolumeSlices(params.volume, examples)
     if images:
-        usable = decodable(corpus, usable, files, params, findings)
+        usable = decodable(corpus, usable, files, params, findings, slices)
         is_complete = _note_missing_splits(usable, params.taxonomy.axes, findings)
         splits = _run_data_tests(usable, params, findings, is_complete=is_complete)
     else:
@@ -134,6 +137,7 @@ def inspect(
         questions=dict(Counter((record.modality, record.question_type) for record in usable)),
         images=dict(Counter(modality for modality, _ in distinct)),
         shown=dict(sorted(shown.items())) if images else {},
+        slices=slices,
         axes=params.taxonomy.axes,
         splits=splits,
         decoded=images,
@@ -162,6 +166,7 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
         "images": {slug: inspection.images.get(slug, 0) for slug in inspection.axes["modality"]},
         "images_decoded": inspection.decoded,
         "images_per_question": {str(count): number for count, number in inspection.shown.items()},
+        "slices": inspection.slices.as_json() if inspection.decoded else None,
         "findings": [
             {
                 "kind": finding.kind,

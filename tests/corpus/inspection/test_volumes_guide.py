@@ -100,11 +100,18 @@ def test_one_slice_of_a_damaged_series_is_used_by_default(run: RunStage) -> None
 
 
 @pytest.mark.usefixtures("_corpus")
-def test_the_check_finds_the_same() -> None:
+def test_the_check_finds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert med_r1("check", "ward", "--json", "found.json") == 1
     report = json.loads(Path("found.json").read_text(encoding="utf-8"))
     assert (report["read"], report["kept"]) == (8, 4)
     assert report["images_per_question"] == {"1": 1, "2": 1, "4": 2}
+    slices = report["slices"]
+    assert [each["slices"] for each in slices["selected"]["examples"]] == [
+        [1, 2, 4, 5],
+        [4, 12, 19, 27],
+    ]
+    assert slices["outside"] == {"questions": 0, "examples": []}
+    assert block("text") in capsys.readouterr().out
     text = json.dumps(report)
     assert "different patients" in text
     assert "about 161 slices seem to be missing" in text

@@ -131,7 +131,8 @@ def mutate(rng: random.Random, target: Target) -> bytes:
 def archive_reader() -> Target:
     """Archives and all their members."""
     from tests.hostile.archives import make_tar, make_zip
-    from tests.hostile.test_hostile import ARCHIVES, CORPUS
+    from tests.hostile.corpus import CORPUS
+    from tests.hostile.test_hostile import ARCHIVES
 
     limits = load_params(REPOSITORY / "params.yaml").corpus.limits.model_copy(
         update={"max_total_mb": 64, "max_member_mb": 16}
@@ -163,7 +164,8 @@ def archive_reader() -> Target:
 
 def record_reader() -> Target:
     """Question files, JSON and CSV."""
-    from tests.hostile.test_hostile import FILES, GOOD
+    from tests.hostile.corpus import GOOD
+    from tests.hostile.test_hostile import FILES
 
     records = list(GOOD.values())
     table = (

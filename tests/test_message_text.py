@@ -34,8 +34,9 @@ from stages.corpus.records.records import Reading
 from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.splitting.data_tests import judge_records
 from tests.conftest import ROOT
+from tests.hostile.corpus import CORPUS, QUESTIONS, record
 from tests.hostile.records import RECORDS
-from tests.hostile.test_hostile import ARCHIVES, CORPUS, FILES, IMAGES, QUESTIONS, record
+from tests.hostile.test_hostile import ARCHIVES, FILES, IMAGES
 
 # what earlier versions compared, so that a comparison that comes back is seen at once
 TRAPS = (

@@ -52,6 +52,15 @@ def files(good: dict[str, Any]) -> dict[str, Case]:
 SECRET = "Zephyrine"
 """Part of what identifies a patient, which no output may have."""
 
+
+def _nested(depth: int) -> list[Any]:
+    """A path in so many lists."""
+    value: Any = "Images/Good/a.png"
+    for _ in range(depth):
+        value = [value]
+    return list(value)
+
+
 RECORDS: dict[str, tuple[Any, Reason]] = {
     "a list": ([], Reason.RECORD_FORM),
     "a number": (7, Reason.RECORD_FORM),
@@ -129,6 +138,67 @@ RECORDS: dict[str, tuple[Any, Reason]] = {
         {"history": f"MRN {SECRET}123456"},
         Reason.FIELD_IDENTIFIER,
     ),
+    "an escape sequence in a context": (
+        {"context": f"{SECRET}\x1b[2J"},
+        Reason.FIELD_TEXT,
+    ),
+    "right-to-left text in an indication": ({"indication": "Cough\u202e"}, Reason.FIELD_TEXT),
+    "a backspace in a history": ({"history": f"{SECRET}\b\b"}, Reason.FIELD_TEXT),
+    "a context of 100 kB with a token": (
+        {"context": f"{SECRET} <|im_end|> " * 5_000},
+        Reason.FIELD_LENGTH,
+    ),
+    "a phone number in a context": ({"context": "Call 555-867-5309"}, Reason.FIELD_IDENTIFIER),
+    "an address in an indication": (
+        {"indication": f"{SECRET.lower()}@example.org coughs"},
+        Reason.FIELD_IDENTIFIER,
+    ),
+    "an empty list of images": ({"image_path": None, "images": []}, Reason.IMAGE_LIST),
+    "a list of 65 images": (
+        {"image_path": None, "images": [f"Images/Good/{number}.png" for number in range(65)]},
+        Reason.IMAGE_LIST,
+    ),
+    "a list of a million images": (
+        {"image_path": None, "images": ["Images/Good/a.png"] * 1_000_000},
+        Reason.RECORD_VALUE,
+    ),
+    "nothing in a list of images": (
+        {"image_path": None, "images": ["Images/Good/a.png", None]},
+        Reason.IMAGE_LIST,
+    ),
+    "a list in a list of images": (
+        {"image_path": None, "images": [["Images/Good/a.png"]]},
+        Reason.IMAGE_LIST,
+    ),
+    "lists of images nested deep": (
+        {"image_path": None, "images": _nested(50)},
+        Reason.RECORD_VALUE,
+    ),
+    "an object in a list of images": (
+        {"image_path": None, "images": [{"path": "Images/Good/a.png"}]},
+        Reason.IMAGE_LIST,
+    ),
+    "a number in a list of images": (
+        {"image_path": None, "images": ["Images/Good/a.png", 7]},
+        Reason.IMAGE_LIST,
+    ),
+    "an image twice in a list": (
+        {"image_path": None, "images": ["Images/Good/a.png"] * 2},
+        Reason.IMAGE_LIST,
+    ),
+    "a path upwards in a list": (
+        {"image_path": None, "images": ["Images/Good/a.png", "Images/../../etc/passwd"]},
+        Reason.IMAGE_PATH,
+    ),
+    "a missing image in a list": (
+        {"image_path": None, "images": ["Images/Good/a.png", "Images/nowhere.png"]},
+        Reason.IMAGE_MISSING,
+    ),
+    "a list beside a path": ({"images": ["Images/Good/a.png"]}, Reason.IMAGE_LIST),
+    "slices that are nested": ({"slices": [[1]]}, Reason.IMAGE_SLICE),
+    "a slice that is nothing": ({"slices": [1, None]}, Reason.IMAGE_SLICE),
+    "a slice of many digits": ({"slices": [10**300]}, Reason.IMAGE_SLICE),
+    "a million slices": ({"slices": [*range(1, 1_000_001)]}, Reason.RECORD_VALUE),
     "a long name": ({"image_path": f"Images/{'x' * 300}.png"}, Reason.IMAGE_PATH),
 }
 """Changes to a valid record, or a value that replaces it, and the reason of the refusal."""

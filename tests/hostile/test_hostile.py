@@ -3,105 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from stages import download, resize
 from stages.core import layout
-from stages.core.outputs import read_json_lines
-from stages.core.yaml_files import dump_yaml, read_yaml
-from stages.corpus.quarantine.ledger import Quarantine, Row, read_quarantine
 from stages.corpus.quarantine.reasons import RefusedDataError
-from tests.conftest import ROOT
 from tests.hostile import images
 from tests.hostile.archives import archives, make_zip
 from tests.hostile.cases import Case
+from tests.hostile.corpus import CORPUS, GOOD, GOOD_IDS, NAMED, QUESTIONS, record
 from tests.hostile.dicoms import DICOMS
-from tests.hostile.images import encode, scene
+from tests.hostile.ingest import Outcome, ingest
 from tests.hostile.records import RECORDS, SECRET, files
-from tests.omnimedvqa import MODALITIES
 
-QUESTIONS = "QA_information/Open-access"
-NAMED = "Images/Good/named.png"
-
-
-def record(name: str, **changes: Any) -> dict[str, Any]:
-    """A valid record with changes; a field changed to None is left out."""
-    fields = {
-        "dataset": "Good",
-        "question_id": name,
-        "question_type": "Disease Diagnosis",
-        "question": "What is seen?",
-        "gt_answer": "Nodule",
-        "image_path": "Images/Good/a.png",
-        "option_A": "Cyst",
-        "option_B": "Nodule",
-        "modality_type": MODALITIES["ct"],
-    } | changes
-    return {field: value for field, value in fields.items() if value is not None}
-
-
-GOOD = {f"good {number}": record(f"good {number}") for number in range(3)}
-GOOD_IDS = {*GOOD, "more"}
-IMAGE = encode(scene(), "PNG")
-CORPUS = {
-    f"{QUESTIONS}/Good.json": json.dumps(list(GOOD.values())).encode(),
-    f"{QUESTIONS}/More.json": (
-        json.dumps([record("more", image_path=NAMED, dataset="More")]).encode()
-    ),
-    "Images/Good/a.png": IMAGE,
-    NAMED: IMAGE,
-}
 ARCHIVES = archives(CORPUS, NAMED, f"{QUESTIONS}/More.json")
 FILES = files(record("in a bad file"))
 FILE_NAMES = {name: f"{QUESTIONS}/{name.replace('/', ' of ')}.json" for name in FILES}
 IMAGES = images.IMAGES | DICOMS
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Outcome of a corpus: quarantine tables of both stages, and ids of the usable records."""
-
-    download: Quarantine
-    resize: Quarantine
-    usable: set[str]
-
-    @property
-    def refused(self) -> dict[str, Row]:
-        """Question id, or file if there is none -> its row in quarantine."""
-        return {
-            str(row.where.question_id or row.where.file): row
-            for row in (*self.download.rows, *self.resize.rows)
-        }
-
-
-def run_stage(patch: pytest.MonkeyPatch, stage: ModuleType, *arguments: str) -> None:
-    patch.setattr(sys, "argv", [stage.__name__, *arguments])
-    stage.main()
-
-
-def ingest(root: Path, content: bytes) -> Outcome:
-    """Run download and resize of a corpus with the folder `root` as working directory."""
-    params = read_yaml(ROOT / "params.yaml")
-    # nearly everything is refused here, which must not stop the stages
-    params["quarantine"] |= {"max_refused_share": 1.0, "max_refused_share_of_set": 1.0}
-    (root / "data" / "raw").mkdir(parents=True)
-    (root / "params.yaml").write_text(dump_yaml(params), encoding="utf-8")
-    (root / "data" / "raw" / "corpus.zip").write_bytes(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        run_stage(patch, download)
-        run_stage(patch, resize, "ct")
-        return Outcome(
-            download=read_quarantine(layout.QUARANTINE / "download.parquet"),
-            resize=read_quarantine(layout.QUARANTINE / "resize/ct.parquet"),
-            usable={each["question_id"] for each in read_json_lines(layout.records("ct"), "")},
-        )
 
 
 @pytest.mark.parametrize("name", ARCHIVES)

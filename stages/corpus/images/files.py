@@ -118,7 +118,14 @@ def _decode_folder(
         return file_place(names, index, len(contents))
 
     def read_slice(index: int) -> Decoded:
-        return located(place(index), lambda: _decode_slice(contents[index], settings))
+        content = contents[index]
+        if is_dicom(content) or is_nifti(content):
+            raise ImageError(
+                f"files of several kinds in one folder: {place(0)} is neither DICOM nor NIfTI, and"
+                f" {place(index)} is: name a folder of one kind",
+                Reason.IMAGE_SERIES,
+            )
+        return located(place(index), lambda: decode(content, settings))
 
     middle = len(contents) // 2 if dicom.frame == "middle" else 0
     decoded = read_slice(middle)
@@ -142,13 +149,3 @@ def _decode_folder(
         frames=LazySequence(len(contents), read_frame),
         representative=middle,
     )
-
-
-def _decode_slice(content: bytes, settings: Resize) -> Decoded:
-    """One image file of a folder; ImageError if it cannot be used."""
-    if is_dicom(content) or is_nifti(content):
-        raise ImageError(
-            "a volume of its own or DICOM, and others are not: name one kind of files",
-            Reason.IMAGE_SERIES,
-        )
-    return decode(content, settings)

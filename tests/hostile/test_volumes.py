@@ -9,13 +9,15 @@ import pytest
 
 from tests.hostile.archives import make_zip
 from tests.hostile.corpus import CORPUS, GOOD_IDS, QUESTIONS, record
+from tests.hostile.file_pages import PAGES
 from tests.hostile.ingest import Outcome, ingest_within
 from tests.hostile.volumes import MAX_INFLATED_MB, VOLUMES
 
 MEMORY = 2**30
 """Bytes that a stage may allocate: several cases declare or unpack to more."""
 SETTINGS = {"volume": {"frames": 4}, "dicom": {"max_inflated_mb": MAX_INFLATED_MB}}
-FOLDERS = {name: f"Images/Hostile/{number}" for number, name in enumerate(VOLUMES)}
+CASES = VOLUMES | PAGES
+FOLDERS = {name: f"Images/Hostile/{number}" for number, name in enumerate(CASES)}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """All hostile volumes in one corpus with good images."""
     records = []
     contents: dict[str, bytes] = {}
-    for name, case in VOLUMES.items():
+    for name, case in CASES.items():
         folder = FOLDERS[name]
         changes: dict[str, Any] = {"image_path": folder, "slices": list(case.slices) or None}
         if case.images:
@@ -35,9 +37,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return ingest_within(MEMORY, tmp_path_factory.mktemp("volumes"), corpus, SETTINGS)
 
 
-@pytest.mark.parametrize("name", VOLUMES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_volume(outcome: Outcome, name: str) -> None:
-    case = VOLUMES[name]
+    case = CASES[name]
     if case.reason is None:
         assert name in outcome.usable, outcome.refused.get(name)
         assert len(outcome.records[name].get("shown", [""])) == case.shown
@@ -51,5 +53,5 @@ def test_a_volume(outcome: Outcome, name: str) -> None:
 
 def test_good_images_beside_hostile_volumes_are_kept(outcome: Outcome) -> None:
     assert outcome.usable >= GOOD_IDS
-    assert outcome.download.read == len(VOLUMES) + len(GOOD_IDS)
+    assert outcome.download.read == len(CASES) + len(GOOD_IDS)
     assert outcome.resize.read == outcome.download.kept

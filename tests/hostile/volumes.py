@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import struct
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,48 +11,12 @@ from numpy.typing import NDArray
 
 from stages.corpus.quarantine.reasons import Reason
 from tests.dicoms import file, series
+from tests.hostile.cases import COUNT, VolumeCase, bad_volume, folder, good_volume
 from tests.hostile.images import encode, png, scene, zip_of
 from tests.volumes import nifti
 
 MAX_INFLATED_MB: Final = 16
 """As the stages are told: a larger volume is a bomb."""
-COUNT: Final = 40
-"""Slices of most volumes."""
-
-
-@dataclass(frozen=True)
-class VolumeCase:
-    """A question about volumes: what it names, the files, and what becomes of it."""
-
-    files: dict[str, bytes]
-    """Path below the question's own folder -> content; "": the folder itself is a file."""
-    reason: Reason | None
-    """None if the question is kept."""
-    items: tuple[str, ...] = ()
-    """What the refusal names; {} stands for the question's folder."""
-    slices: tuple[int, ...] = ()
-    images: tuple[str, ...] = ()
-    """Paths below the folder that it lists as several images; empty: the folder is the image."""
-    shown: int | None = None
-    """Images that a kept question shows."""
-
-
-def bad(content: bytes, reason: Reason = Reason.IMAGE_DAMAGED, *items: str) -> VolumeCase:
-    """A file whose question is quarantined."""
-    return VolumeCase({"": content}, reason, items)
-
-
-def good(content: bytes, shown: int = 4) -> VolumeCase:
-    """A file whose question is kept."""
-    return VolumeCase({"": content}, None, shown=shown)
-
-
-def folder(
-    contents: list[bytes], reason: Reason | None = None, *items: str, suffix: str = "dcm"
-) -> VolumeCase:
-    """A folder of files, numbered from 1."""
-    files = {f"{number}.{suffix}": each for number, each in enumerate(contents, start=1)}
-    return VolumeCase(files, reason, items, shown=None if reason else 4)
 
 
 # --- NIfTI
@@ -102,67 +65,71 @@ def _nifti() -> dict[str, VolumeCase]:
     broken[2, 3, 16] = np.nan
     extended = _patched(plain, 348, "4B", 1, 0, 0, 0)
     cases = {
-        "nifti": good(plain),
-        "packed nifti": good(packed),
-        "nifti truncated in its header": bad(plain[:200], Reason.IMAGE_FORMAT),
-        "packed nifti truncated in its header": bad(packed[:50], Reason.IMAGE_FORMAT),
-        "packed nifti without its checksum": bad(packed[:-8]),
-        "nifti without voxels": bad(plain[:352], Reason.IMAGE_DAMAGED, "slice 1"),
-        "nifti with a wrong magic": bad(_patched(plain, 344, "4s", b"n+9\0"), Reason.IMAGE_FORMAT),
-        "nifti with the magic of a pair": bad(
+        "nifti": good_volume(plain),
+        "packed nifti": good_volume(packed),
+        "nifti truncated in its header": bad_volume(plain[:200], Reason.IMAGE_FORMAT),
+        "packed nifti truncated in its header": bad_volume(packed[:50], Reason.IMAGE_FORMAT),
+        "packed nifti without its checksum": bad_volume(packed[:-8]),
+        "nifti without voxels": bad_volume(plain[:352], Reason.IMAGE_DAMAGED, "slice 1"),
+        "nifti with a wrong magic": bad_volume(
+            _patched(plain, 344, "4s", b"n+9\0"), Reason.IMAGE_FORMAT
+        ),
+        "nifti with the magic of a pair": bad_volume(
             _patched(plain, 344, "4s", b"ni1\0"), Reason.IMAGE_FORMAT
         ),
-        "nifti packed twice": bad(gzip.compress(packed), Reason.IMAGE_FORMAT),
-        "a zip with a nifti in it": bad(zip_of("brain.nii"), Reason.IMAGE_FORMAT),
-        "a packed zip": bad(gzip.compress(zip_of("brain.nii")), Reason.IMAGE_FORMAT),
-        "a packed bomb": bad(_bomb(), Reason.IMAGE_TOO_LARGE, "dicom.max_inflated_mb"),
-        "a dimension of 0": bad(_patched(plain, 46, "h", 0)),
-        "a negative dimension": bad(_patched(plain, 46, "h", -40)),
-        "a negative number of dimensions": bad(_patched(plain, 40, "h", -3)),
-        "dimensions beyond memory": bad(
+        "nifti packed twice": bad_volume(gzip.compress(packed), Reason.IMAGE_FORMAT),
+        "a zip with a nifti in it": bad_volume(zip_of("brain.nii"), Reason.IMAGE_FORMAT),
+        "a packed zip": bad_volume(gzip.compress(zip_of("brain.nii")), Reason.IMAGE_FORMAT),
+        "a packed bomb": bad_volume(_bomb(), Reason.IMAGE_TOO_LARGE, "dicom.max_inflated_mb"),
+        "a dimension of 0": bad_volume(_patched(plain, 46, "h", 0)),
+        "a negative dimension": bad_volume(_patched(plain, 46, "h", -40)),
+        "a negative number of dimensions": bad_volume(_patched(plain, 40, "h", -3)),
+        "dimensions beyond memory": bad_volume(
             _patched(plain, 42, "3h", 32_767, 32_767, 32_767), Reason.IMAGE_TOO_LARGE
         ),
-        "dimensions beyond memory, packed": bad(
+        "dimensions beyond memory, packed": bad_volume(
             gzip.compress(_patched(plain, 42, "3h", 32_767, 32_767, 32_767)),
             Reason.IMAGE_TOO_LARGE,
         ),
-        "dimensions whose product overflows": bad(
+        "dimensions whose product overflows": bad_volume(
             _patched(second, 24, "3q", 2**62, 2**62, 2**62), Reason.IMAGE_TOO_LARGE
         ),
-        "an offset beyond the file": bad(_patched(second, 168, "q", 2**62)),
-        "a negative offset": bad(_patched(second, 168, "q", -(2**62))),
-        "dimensions within the limits, and no voxels for them": bad(
+        "an offset beyond the file": bad_volume(_patched(second, 168, "q", 2**62)),
+        "a negative offset": bad_volume(_patched(second, 168, "q", -(2**62))),
+        "dimensions within the limits, and no voxels for them": bad_volume(
             _patched(plain, 42, "3h", 900, 900, 900)
         ),
-        "thousands of slices": bad(
+        "thousands of slices": bad_volume(
             nifti(_voxels((2, 2, 3000))), Reason.IMAGE_TOO_LARGE, "dicom.max_frames"
         ),
-        "slices that are lines": bad(nifti(_voxels((1, 9, 20))), Reason.IMAGE_VOLUME),
-        "voxels that are not numbers": bad(nifti(broken), Reason.IMAGE_DAMAGED, "slice 17"),
-        "no voxel that is a number": bad(
+        "slices that are lines": bad_volume(nifti(_voxels((1, 9, 20))), Reason.IMAGE_VOLUME),
+        "voxels that are not numbers": bad_volume(nifti(broken), Reason.IMAGE_DAMAGED, "slice 17"),
+        "no voxel that is a number": bad_volume(
             nifti(np.full((9, 8, 5), np.nan, np.float32)), Reason.IMAGE_DAMAGED, "slice 1"
         ),
-        "voxels at the ends of their type": bad(
+        "voxels at the ends of their type": bad_volume(
             nifti(np.array([-1e308, 1e308] * 20).reshape(2, 4, 5))
         ),
-        "an affine that is not a number": good(_with_affine((0, 0, np.nan))),
-        "an infinite affine": good(_with_affine((1, 3, np.inf), (2, 2, -np.inf))),
-        "an affine of zeros": good(_with_affine(*((axis, axis, 0.0) for axis in range(3)))),
-        "an oblique affine": good(_oblique()),
-        "four dimensions": bad(nifti(_voxels((9, 8, 5, 3))), Reason.IMAGE_VOLUME, "9 x 8 x 5 x 3"),
-        "complex voxels": bad(nifti(_voxels(dtype="complex64")), Reason.IMAGE_FORMAT),
-        "colours": bad(nifti(_colours("R", "G", "B")), Reason.IMAGE_FORMAT),
-        "colours that are see-through": bad(
+        "an affine that is not a number": good_volume(_with_affine((0, 0, np.nan))),
+        "an infinite affine": good_volume(_with_affine((1, 3, np.inf), (2, 2, -np.inf))),
+        "an affine of zeros": good_volume(_with_affine(*((axis, axis, 0.0) for axis in range(3)))),
+        "an oblique affine": good_volume(_oblique()),
+        "four dimensions": bad_volume(
+            nifti(_voxels((9, 8, 5, 3))), Reason.IMAGE_VOLUME, "9 x 8 x 5 x 3"
+        ),
+        "complex voxels": bad_volume(nifti(_voxels(dtype="complex64")), Reason.IMAGE_FORMAT),
+        "colours": bad_volume(nifti(_colours("R", "G", "B")), Reason.IMAGE_FORMAT),
+        "colours that are see-through": bad_volume(
             nifti(_colours("R", "G", "B", "A")), Reason.IMAGE_FORMAT
         ),
-        "an unknown type": bad(_patched(plain, 70, "h", 12_345)),
-        "bits that do not fit the type": good(_patched(plain, 72, "h", 1)),
-        "a slope of 0": good(_patched(plain, 112, "ff", 0.0, 7.0)),
-        "a slope that is not a number": good(_patched(plain, 112, "ff", np.nan, 7.0)),
-        "an intercept that is not a number": bad(_patched(plain, 112, "ff", 2.0, np.nan)),
-        "a slope that makes one value of all": bad(_patched(plain, 112, "ff", 1e-30, 1e30)),
-        "an extension without end": good(_extended(extended, 2**31 - 16)),
-        "an extension of negative size": good(_extended(extended, -16)),
+        "an unknown type": bad_volume(_patched(plain, 70, "h", 12_345)),
+        "bits that do not fit the type": good_volume(_patched(plain, 72, "h", 1)),
+        "a slope of 0": good_volume(_patched(plain, 112, "ff", 0.0, 7.0)),
+        "a slope that is not a number": good_volume(_patched(plain, 112, "ff", np.nan, 7.0)),
+        "an intercept that is not a number": bad_volume(_patched(plain, 112, "ff", 2.0, np.nan)),
+        "a slope that makes one value of all": bad_volume(_patched(plain, 112, "ff", 1e-30, 1e30)),
+        "an extension without end": good_volume(_extended(extended, 2**31 - 16)),
+        "an extension of negative size": good_volume(_extended(extended, -16)),
         "slices that a volume lacks": VolumeCase(
             {"": plain}, Reason.IMAGE_SLICE, ("41",), slices=(1, 41)
         ),
@@ -171,11 +138,11 @@ def _nifti() -> dict[str, VolumeCase]:
     for tenths in range(1, 10):
         part = (len(plain) - 352) * tenths // 10
         item = f"slice {COUNT * tenths // 10 + 1}"
-        cases[f"nifti truncated at {tenths}/10"] = bad(
+        cases[f"nifti truncated at {tenths}/10"] = bad_volume(
             plain[: 352 + part], Reason.IMAGE_DAMAGED, item
         )
         if tenths > 1:  # below, its header is not known
-            cases[f"packed nifti truncated at {tenths}/10"] = bad(
+            cases[f"packed nifti truncated at {tenths}/10"] = bad_volume(
                 packed[: len(packed) * tenths // 10], Reason.IMAGE_DAMAGED, "slice"
             )
     return cases
@@ -281,14 +248,16 @@ def _series() -> dict[str, VolumeCase]:
             ("1000000",),
             slices=(1_000_000,),
         ),
-        "a clip": good(file(clip, Modality="CT")),
-        "a clip of 10,000 frames": bad(
+        "a clip": good_volume(file(clip, Modality="CT")),
+        "a clip of 10,000 frames": bad_volume(
             file(np.zeros((10_000, 8, 8), np.uint8), Modality="CT"),
             Reason.IMAGE_TOO_LARGE,
             "10000",
             "dicom.max_frames",
         ),
-        "a clip that lacks a frame": bad(file(clip, Modality="CT", NumberOfFrames=COUNT + 1)),
+        "a clip that lacks a frame": bad_volume(
+            file(clip, Modality="CT", NumberOfFrames=COUNT + 1)
+        ),
     }
 
 

@@ -78,7 +78,7 @@ class Resize(SettingsGroup):
     """
     frames: Literal["first", "refuse"]
     """Of an animation, or of a TIFF with several pages: show the first image, or quarantine the
-    file.
+    file. TIFF and GIF whose slices are asked for (group volume, or a question's own) are stacks.
     """
     shrink_on_load: bool
     """Decode large JPEG files at a half, a quarter or an eighth of their size, but at twice the
@@ -175,7 +175,7 @@ class Dicom(SettingsGroup):
 
 
 class Volume(SettingsGroup):
-    """Stage resize, for images of several slices or frames: DICOM and NIfTI.
+    """Stage resize, for images of several slices or frames: DICOM, NIfTI, TIFF, GIF and folders.
 
     docs/ingest-dicom.md says how slices are ordered, oriented and refused.
     """

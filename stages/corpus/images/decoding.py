@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import metadata
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 # Images are decoded in parallel, each by one thread.
 os.environ.setdefault("VIPS_CONCURRENCY", "1")
@@ -27,20 +25,29 @@ os.environ.setdefault("VIPS_WARNING", "0")
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from stages.core.params import Resize
+from stages.corpus.images.gif_layout import GIF_SIGNATURES
+from stages.corpus.images.pillow_images import (
+    BACKGROUNDS,
+    FORMATS,
+    Decoded,
+    check_frames,
+    check_size,
+    decode_by_pillow,
+    resize_by_pillow,
+    undamaged,
+)
 from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
-
-if TYPE_CHECKING:
-    from stages.corpus.dicom.reader import Tags
 
 __all__ = [
     "DECODER",
     "ENCODER",
     "FORMATS",
+    "SIGNATURES",
     "Decoded",
     "ImageError",
     "decode",
@@ -48,8 +55,6 @@ __all__ = [
     "resize_by_pillow",
 ]
 
-FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
-"""Supported formats: libvips and Pillow know more, some through external programs."""
 _RULES: Final = 5
 """Raise it when equal bytes and settings give another image, other metadata, another refusal."""
 _DECODERS: Final = (
@@ -70,26 +75,22 @@ DECODER: Final = " ".join(
 ENCODER: Final = f"png sub 3 {_LIBVIPS}"
 """Settings and version that determine the bytes of a PNG file with given pixels."""
 
-_SIGNATURES: Final[Mapping[str, tuple[bytes, ...]]] = {
+SIGNATURES: Final[Mapping[str, tuple[bytes, ...]]] = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "JPEG": (b"\xff\xd8\xff",),
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "BMP": (b"BM",),
     "WEBP": (b"RIFF",),
-    "GIF": (b"GIF87a", b"GIF89a"),
+    "GIF": GIF_SIGNATURES,
 }
+"""Format -> what its files begin with."""
 _LIBVIPS_FORMATS: Final = ("PNG", "JPEG", "WEBP")
 _KERNELS: Final = {"bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos3"}
 """Pillow's filter -> libvips's kernel with the same formula, where there is one."""
-_BACKGROUNDS: Final = {"black": 0, "white": 255}
 _PNG_MODES: Final = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 """Colour type of a PNG -> Pillow's mode."""
 _MODES: Final = {("JPEG", 1): "L", ("JPEG", 3): "RGB", ("WEBP", 3): "RGB", ("WEBP", 4): "RGBA"}
 """(format, number of bands) -> Pillow's mode."""
-_LEVELS: Final = {"I": 2**31, "I;16": 2**16, "I;16B": 2**16, "I;16L": 2**16, "I;16N": 2**16}
-"""Pillow's modes of integer grey with more than 8 bits -> number of levels."""
-_PERCENTILES: Final = (0.5, 99.5)
-_STRIP_ROWS: Final = 64
 # "remature end": libjpeg writes "Premature" and "premature"
 _DAMAGE: Final = ("Corrupt JPEG data", "remature end", "Inconsistent progression")
 """Warnings of libjpeg after which it continues with grey, or with misplaced pixels.
@@ -113,36 +114,11 @@ _SWAPS_SIDES: Final = (5, 6, 7, 8)
 
 _libvips_lock: Final = ReadWriteLock()
 
-# Limits are checked here, against the header of a file, before a pixel is decoded.
-Image.MAX_IMAGE_PIXELS = None
 pyvips.cache_set_max(0)
 pyvips.block_untrusted_set(True)
 # pyvips logs twice per call, the second record from within the first: with two log handlers, two
 # threads that do so wait for each other forever.
 logging.getLogger("pyvips").setLevel(logging.WARNING)
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A decoded image, and what its file looked like."""
-
-    image: Image.Image
-    """(size, size) RGB."""
-    width: int
-    """Of the file, upright."""
-    height: int
-    mode: str
-    """Of the file, by Pillow's name; for DICOM its photometric interpretation, for NIfTI the type
-    of its voxels.
-    """
-    frames: Sequence[Image.Image] = ()
-    """All frames of a DICOM series or multi-frame file, or of NIfTI, in order, (size, size) RGB.
-    Each is decoded on access, which may raise ImageError. Empty for a single frame.
-    """
-    representative: int = 0
-    """Index in `frames` of `image`."""
-    tags: Tags | None = None
-    """Of DICOM, the elements of the header that are passed on."""
 
 
 def decode(content: bytes, settings: Resize) -> Decoded:
@@ -155,15 +131,7 @@ def decode(content: bytes, settings: Resize) -> Decoded:
         decoded = _decode_by_libvips(content, image_format, settings)
         if decoded is not None:
             return decoded
-    try:
-        return _decode_by_pillow(content, settings)
-    except UnidentifiedImageError:
-        raise ImageError("truncated or damaged: its header cannot be read") from None
-    except (ImageError, MemoryError):
-        raise
-    # The content is in memory, so any other exception (decoders raise all kinds) is its fault.
-    except Exception as error:
-        raise ImageError(f"truncated or damaged: {error or type(error).__name__}") from error
+    return undamaged(lambda: decode_by_pillow(content, settings))
 
 
 def encode(image: Image.Image) -> bytes:
@@ -195,7 +163,7 @@ _DICOM_STARTS: Final = (b"\x02\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08
 def _detect_format(content: bytes) -> str:
     if not content:
         raise ImageError("the file is empty", Reason.IMAGE_EMPTY)
-    for image_format, signatures in _SIGNATURES.items():
+    for image_format, signatures in SIGNATURES.items():
         if content.startswith(signatures) and (
             image_format != "WEBP" or content[8:12] == b"WEBP"  # other RIFF files: WAV, AVI
         ):
@@ -210,24 +178,6 @@ def _detect_format(content: bytes) -> str:
             Reason.IMAGE_FORMAT,
         )
     raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})", Reason.IMAGE_FORMAT)
-
-
-def _check_size(width: int, height: int, settings: Resize) -> None:
-    if width * height > settings.max_megapixels * 10**6:
-        raise ImageError(
-            f"too many pixels: {width} x {height}; resize.max_megapixels allows"
-            f" {settings.max_megapixels} million",
-            Reason.IMAGE_TOO_LARGE,
-        )
-    if not width or not height:
-        raise ImageError("truncated or damaged: an image without pixels")
-
-
-def _check_frames(count: int, settings: Resize) -> None:
-    if count > 1 and settings.frames == "refuse":
-        raise ImageError(
-            f"{count} images in one file, and resize.frames is refuse", Reason.IMAGE_FRAMES
-        )
 
 
 # --- libvips
@@ -270,8 +220,8 @@ def _try_libvips(
     mode = _pillow_mode(content, image_format, opened)
     width: int = opened.width
     height: int = opened.height
-    _check_size(width, height, settings)
-    _check_frames(_count_pages(content, image_format, opened), settings)
+    check_size(width, height, settings)
+    check_frames(_count_pages(content, image_format, opened), settings)
     if mode is None:
         return None
     if settings.shrink_on_load and image_format == "JPEG":
@@ -280,7 +230,7 @@ def _try_libvips(
             opened = _open(content, fail_on, shrink=factor)
     opaque = opened
     if opened.hasalpha():
-        opaque = opened.flatten(background=_BACKGROUNDS[settings.background])
+        opaque = opened.flatten(background=BACKGROUNDS[settings.background])
     image = Image.fromarray(_resize_by_libvips(opaque, settings)).convert("RGB")
     orientation = _header_number(opened, "orientation")
     if orientation in _TRANSPOSITIONS:
@@ -356,63 +306,3 @@ def _pixels(opened: pyvips.Image) -> NDArray[np.uint8]:
     shape = (opened.height, opened.width, opened.bands)
     pixels = np.frombuffer(opened.write_to_memory(), dtype=np.uint8)
     return pixels.reshape(shape[:2] if opened.bands == 1 else shape)
-
-
-# --- Pillow
-
-
-def _decode_by_pillow(content: bytes, settings: Resize) -> Decoded:
-    opened = Image.open(BytesIO(content), formats=FORMATS)
-    _check_size(opened.width, opened.height, settings)
-    _check_frames(getattr(opened, "n_frames", 1), settings)
-    upright = ImageOps.exif_transpose(opened)
-    image = resize_by_pillow(_to_rgb(upright, settings), settings)
-    return Decoded(image, upright.width, upright.height, upright.mode)
-
-
-def resize_by_pillow(image: Image.Image, settings: Resize) -> Image.Image:
-    """Scale an image to the square of the settings."""
-    resample = Image.Resampling[settings.resample.upper()]
-    return image.resize((settings.size, settings.size), resample)
-
-
-def _to_rgb(image: Image.Image, settings: Resize) -> Image.Image:
-    if image.mode == "F" or image.mode in _LEVELS:
-        return _scale_to_8_bits(image, settings.deep_grey).convert("RGB")
-    if image.has_transparency_data:
-        level = _BACKGROUNDS[settings.background]
-        background = Image.new("RGBA", image.size, (level, level, level, 255))
-        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _scale_to_8_bits(image: Image.Image, deep_grey: str | list[float]) -> Image.Image:
-    """Grey of any depth as 8-bit grey; an image without a range of levels becomes black."""
-    levels = np.asarray(image)
-    if levels.dtype.kind == "f" and not np.isfinite(levels).all():
-        raise ImageError("pixels that are not finite numbers")
-    lowest, highest = _grey_range(levels, image.mode, deep_grey)
-    grey = np.zeros(levels.shape, dtype=np.uint8)
-    if highest > lowest:
-        scale = 255 / (highest - lowest)
-        # float64 takes 8 bytes per pixel, so only a strip of rows is converted at a time
-        for start in range(0, len(levels), _STRIP_ROWS):
-            strip = slice(start, start + _STRIP_ROWS)
-            scaled = (levels[strip].astype(np.float64) - lowest) * scale
-            grey[strip] = np.rint(np.clip(scaled, 0, 255))
-    return Image.fromarray(grey)
-
-
-def _grey_range(
-    levels: NDArray[Any], mode: str, deep_grey: str | list[float]
-) -> tuple[float, float]:
-    """Levels that become black and white, according to `resize.deep_grey`."""
-    if isinstance(deep_grey, list):
-        low, high = deep_grey
-        return low, high
-    if deep_grey == "depth" and mode in _LEVELS:
-        return 0.0, float(_LEVELS[mode] - 1)
-    if deep_grey == "percentiles":
-        low, high = np.percentile(levels, _PERCENTILES)
-        return float(low), float(high)
-    return float(levels.min()), float(levels.max())

@@ -1,7 +1,8 @@
 """Decode what a record names: a file of any kind, or a folder with a volume.
 
 A folder holds either the DICOM files of one series, or images (PNG, JPEG and so on), one a slice,
-in the order of the numbers in their names.
+in the order of the numbers in their names. A TIFF or GIF file with several images is its first one,
+unless questions are about several slices, or name some.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize, Volume
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.images.decoding import Decoded, decode, resize_by_pillow
+from stages.corpus.images.file_pages import decode_pages, may_have_pages
 from stages.corpus.quarantine.image_errors import ImageError, file_place, located
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.volumes.signatures import is_nifti
@@ -73,6 +75,8 @@ def decode_files(
         from stages.corpus.volumes.stacks import read_nifti_stack
 
         return _decode_stack(read_nifti_stack(first, dicom, volume, max_pixels), settings)
+    if (volume.several or slices_named) and may_have_pages(first):
+        return decode_pages(first, settings, dicom, volume)
     return decode(first, settings)
 
 

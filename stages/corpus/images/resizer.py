@@ -87,6 +87,8 @@ class _Resized(NamedTuple):
     """Empty for an image that cannot be used."""
     decoded: bool
     """False if it came from the cache."""
+    key: str
+    """Cache key of the result."""
 
 
 def png_name(image_path: str) -> str:
@@ -175,7 +177,7 @@ class ImageResizer:
         return self._hash(name, self._frames.stacked(name))
 
     def _plain_key(self, name: str) -> str:
-        """Cache key of an image that is no volume, whatever is asked of volumes."""
+        """Cache key of a file that has one image, whatever is asked of volumes."""
         return self._hash(name, None)
 
     def _refusal_key(self, name: str) -> str:
@@ -190,13 +192,9 @@ class ImageResizer:
         parts = [digests, source.folder, stacked, list(names), self._settings, DECODER]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _find(self, name: str, cached: Mapping[str, CachedImage]) -> CachedImage | None:
-        """The cached result of an image, if it holds for what is asked of volumes."""
-        own = cached.get(self._key(name))
-        plain = cached.get(self._plain_key(name))
-        if own is None and plain is not None and _is_plain(_cached_result(plain)):
-            return plain
-        return own or cached.get(self._refusal_key(name))
+    def _find(self, name: str, cached: Mapping[str, CachedImage]) -> tuple[str, CachedImage] | None:
+        """Key and cached result of an image, if one holds for what is asked of volumes."""
+        return next(((key, cached[key]) for key in self._keys(name) if key in cached), None)
 
     def _link_shard(
         self, shard: Sequence[str], cached: Mapping[str, CachedImage], folder: Path
@@ -209,10 +207,10 @@ class ImageResizer:
         """
         results: dict[str, ImageResult] = {}
         for name in shard:
-            entry = self._find(name, cached)
-            if entry is None:
+            found = self._find(name, cached)
+            if found is None:
                 return None
-            results[name] = _cached_result(entry)
+            results[name] = _cached_result(found[1])
         if not all(self._ensure_frames_linked(name, result) for name, result in results.items()):
             return None
         file_name = self._shard_name(results)
@@ -237,14 +235,15 @@ class ImageResizer:
 
     def _load(self, name: str) -> _Resized:
         """Read an image from the cache, or decode it."""
-        entry = self._find(name, self._cached)
-        if entry is not None:
+        found = self._find(name, self._cached)
+        if found is not None:
+            key, entry = found
             result = _cached_result(entry)
             if entry.shard is None:
-                return _Resized(name, result, b"", decoded=False)
+                return _Resized(name, result, b"", decoded=False, key=key)
             png = self._cache.read(entry) if self._ensure_frames_linked(name, result) else None
             if png:
-                return _Resized(name, result, png, decoded=False)
+                return _Resized(name, result, png, decoded=False, key=key)
         return self._decode(name)
 
     def _decode(self, name: str) -> _Resized:
@@ -269,17 +268,21 @@ class ImageResizer:
             if image.frames:
                 metadata["frames"] = len(image.frames)
                 self._frames.write(name, self._key(name), image.frames)
-            return _Resized(name, metadata, encode(image.image), decoded=True)
+            has_one = not image.frames and image.pages == 1
+            key = self._plain_key(name) if has_one else self._key(name)
+            return _Resized(name, metadata, encode(image.image), decoded=True, key=key)
         except ImageError as error:
-            return _Resized(name, error, b"", decoded=True)
+            return _Resized(name, error, b"", decoded=True, key=self._refusal_key(name))
 
     def _write_shard(self, images: Iterable[_Resized], folder: Path) -> dict[str, ImageResult]:
         """Write a shard as its images arrive, and add it to the cache; their results."""
         results: dict[str, ImageResult] = {}
+        keys: dict[str, str] = {}
 
         def members() -> Iterator[tuple[str, bytes]]:
             for image in images:
                 results[image.name] = image.result
+                keys[image.name] = image.key
                 self.decoded_count += image.decoded
                 if not isinstance(image.result, ImageError):
                     yield png_name(image.name), image.png
@@ -290,11 +293,10 @@ class ImageResizer:
         refusals: list[tuple[str, dict[str, Any]]] = []
         for name, result in results.items():
             if not isinstance(result, ImageError):
-                key = self._plain_key(name) if _is_plain(result) else self._key(name)
-                usable.append((key, png_name(name), result))
+                usable.append((keys[name], png_name(name), result))
             elif not isinstance(result, UnreadError):  # unread bytes may be readable next time
                 facts = {"why": str(result), "reason": result.reason}
-                refusals.append((self._refusal_key(name), facts))
+                refusals.append((keys[name], facts))
 
         file_name = self._shard_name(results)
         if file_name is None:
@@ -326,11 +328,6 @@ def check_modality(image: Decoded, modality: Category) -> None:
             f" {declared!r}",
             Reason.MODALITY_MISMATCH,
         )
-
-
-def _is_plain(result: ImageResult) -> bool:
-    """Whether an image could be used and is no volume."""
-    return not isinstance(result, ImageError) and "frames" not in result
 
 
 def _cached_result(entry: CachedImage) -> ImageResult:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stages.core.params import Resize, load_params
-from stages.corpus.images import decoding
+from stages.corpus.images import decoding, pillow_images
 from stages.corpus.images.decoding import ImageError, decode, encode
 from stages.corpus.quarantine.reasons import Reason
 from tests.conftest import ROOT
@@ -131,7 +131,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
     content = saved(Image.new("RGB", (1200, 900)), kind)
     assert decode(content, settings(max_megapixels=2)).width == 1200
     monkeypatch.setattr(decoding, "_resize_by_libvips", None)
-    monkeypatch.setattr(decoding, "_to_rgb", None)
+    monkeypatch.setattr(pillow_images, "to_rgb", None)
     with pytest.raises(ImageError, match=r"1200 x 900.*resize\.max_megapixels.*1 ") as caught:
         decode(content, settings(max_megapixels=1))
     assert caught.value.reason == Reason.IMAGE_TOO_LARGE

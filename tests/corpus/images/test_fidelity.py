@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from stages.core.params import load_params
-from stages.corpus.images import decoding
+from stages.corpus.images import decoding, pillow_images
 from stages.corpus.images.decoding import ImageError, decode
 from stages.corpus.sample.drawing import draw
 from stages.corpus.sample.phantoms import sample_phantom
@@ -121,6 +121,6 @@ def test_deep_grey_scaled_at_once_equals_deep_grey_scaled_in_strips(
     settings = DEFAULT.model_copy(update={"deep_grey": deep_grey, "size": 64})
     results = []
     for rows in (7, 10_000):
-        monkeypatch.setattr(decoding, "_STRIP_ROWS", rows)
+        monkeypatch.setattr(pillow_images, "_STRIP_ROWS", rows)
         results.append(decode(saved(Image.fromarray(levels), kind), settings).image.tobytes())
     assert results[0] == results[1]

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 
 from stages.core.params import load_params
-from stages.corpus.images.brightness import brightness
+from stages.corpus.images.facts import brightness
 from stages.corpus.images.hashes import BITS, perceptual_hash, pixel_hash
 from stages.corpus.sample.drawing import draw
 from stages.corpus.sample.phantoms import sample_phantom

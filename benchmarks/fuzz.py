@@ -1,4 +1,4 @@
-"""Fuzzing of the readers of archives, records, images and DICOM with corrupt files.
+"""Fuzzing of the readers of archives, records, images, DICOM and volumes with corrupt files.
 
     python -m benchmarks.fuzz [--minutes N] [--seed N] [--json FILE] [READER ...]
 
@@ -198,13 +198,36 @@ def image_reader(dicom: bool = False) -> Target:
     from tests.hostile.dicoms import DICOMS
     from tests.hostile.images import IMAGES
 
+    cases = (DICOMS if dicom else IMAGES).values()
+    return _decoding(
+        [case.content for case in cases if case.end == "kept"],
+        [case.content for case in cases if case.end != "kept"],
+        frames=1,
+    )
+
+
+def volume_reader() -> Target:
+    """Files of several slices or frames that are shown: NIfTI, DICOM, TIFF and GIF."""
+    from tests.hostile.file_pages import PAGES
+    from tests.hostile.volumes import VOLUMES
+
+    cases = [case for case in (VOLUMES | PAGES).values() if list(case.files) == [""]]
+    return _decoding(
+        [case.files[""] for case in cases if case.reason is None],
+        [case.files[""] for case in cases if case.reason is not None],
+        frames=4,
+    )
+
+
+def _decoding(good: Sequence[bytes], bad: Sequence[bytes], frames: int) -> Target:
+    """Decoding of a file with all its frames. `frames`: volume.frames."""
     params = load_params(REPOSITORY / "params.yaml")
     resize = params.resize.model_copy(update={"size": 28, "max_megapixels": 1})
-    cases = (DICOMS if dicom else IMAGES).values()
+    volume = params.volume.model_copy(update={"frames": frames})
 
     def read(content: bytes, folder: Path) -> str:
         try:
-            decoded = decode_files([content], resize, params.dicom)
+            decoded = decode_files([content], resize, params.dicom, volume)
             image = decoded.image
             if (image.mode, image.size) != ("RGB", (28, 28)):
                 raise AssertionError(f"decoded to mode {image.mode}, size {image.size}")
@@ -214,11 +237,7 @@ def image_reader(dicom: bool = False) -> Target:
             return "refused"
         return "decoded"
 
-    return Target(
-        [case.content for case in cases if case.end == "kept"],
-        [case.content for case in cases if case.end != "kept"],
-        read,
-    )
+    return Target(good, bad, read)
 
 
 READERS: Final[dict[str, Callable[[], Target]]] = {
@@ -226,6 +245,7 @@ READERS: Final[dict[str, Callable[[], Target]]] = {
     "records": record_reader,
     "images": image_reader,
     "dicom": lambda: image_reader(dicom=True),
+    "volumes": volume_reader,
 }
 
 

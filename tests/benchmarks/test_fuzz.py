@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import fuzz
 
-FILES = {"archives": 800, "records": 12000, "images": 4000, "dicom": 8000}
+FILES = {"archives": 800, "records": 12000, "images": 4000, "dicom": 8000, "volumes": 1500}
 """About half a minute together, on one core."""
 
 

@@ -220,7 +220,8 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     ),
     Reason.IMAGE_SERIES: Advice(
         "folders that are not one DICOM series",
-        "A folder that a record names must hold the files of one series, of one size and kind.",
+        "A folder that a record names must hold the files of one series, of one size and kind; the"
+        " images of a TIFF or GIF that is a stack must have one size, too.",
     ),
     Reason.IMAGE_VOLUME: Advice(
         "volumes that cannot be shown slice by slice as params.yaml asks",

@@ -99,7 +99,7 @@ class Reason(StrEnum):
     IMAGE_FRAMES = "image-frames"
     """Several images in one file, with resize.frames set to refuse."""
     IMAGE_SERIES = "image-series"
-    """A folder of DICOM files that are not one series."""
+    """A folder of files that are not one series, or a file of images of several sizes."""
     IMAGE_VOLUME = "image-volume"
     """A volume whose slices cannot be ordered or cut as group volume asks: one is missing or there
     twice, some are not parallel, or where they lie in the patient is not known.

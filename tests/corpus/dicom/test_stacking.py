@@ -126,10 +126,10 @@ def test_orientations_that_differ_by_rounding_are_parallel() -> None:
 
 def test_a_radial_acquisition_names_some_of_its_files() -> None:
     contents = []
-    for turn in range(20):
-        cosine, sine = np.cos(turn / 20), np.sin(turn / 20)
+    for step in range(20):
+        cosine, sine = np.cos(step / 20), np.sin(step / 20)
         orientation = [cosine, sine, 0, -sine * 0, 0, -1]
-        contents += at(float(turn), orientation=orientation)
+        contents += at(float(step), orientation=orientation)
     assert "not parallel" in refusal(contents)
     assert len(refusal(contents)) < 300
 

@@ -21,6 +21,7 @@ from stages.corpus.images.frames import FrameFacts, Slices, describe_frames, wan
 from stages.corpus.images.resizer import ImageResult, check_modality, describe
 from stages.corpus.images.shown import add_images
 from stages.corpus.inspection.findings import Findings
+from stages.corpus.inspection.volumes import VolumeFacts, stored_plane
 from stages.corpus.quarantine.advice import DUPLICATE_IMAGES
 from stages.corpus.records.patients import ids_of_file, refuse_mixed_patients
 from stages.corpus.records.records import Reading, Record, refuse
@@ -43,6 +44,15 @@ class _DecodedImage(NamedTuple):
     """Those of a volume that questions show."""
     patients: Mapping[str, bytes] = {}
     """File -> hashed PatientID, of DICOM files."""
+    volume: VolumeFacts | None = None
+    """Of an image with several frames."""
+
+
+class Decodable(NamedTuple):
+    """Records whose images can be decoded, and the volumes among these, by image path."""
+
+    records: list[Record]
+    volumes: Mapping[str, VolumeFacts]
 
 
 def decodable(
@@ -51,7 +61,7 @@ def decodable(
     files: Mapping[str, list[str]],
     params: Params,
     findings: Findings,
-) -> list[Record]:
+) -> Decodable:
     """Records whose images can be decoded, as after stage resize; notes images of the same bytes.
 
     Their `image` is the path in the corpus. `files`: image path -> its files, several for a series.
@@ -70,7 +80,7 @@ def decodable(
             findings.refuse(refuse(record, refusal.what, refusal.why, refusal.reason))
         else:
             usable.append(replace(record, fields=fields | {"image": record.image_path}))
-    return usable
+    return Decodable(usable, images.volumes)
 
 
 @dataclass
@@ -81,6 +91,7 @@ class _Images:
     frames: dict[str, Mapping[int, FrameFacts]] = field(default_factory=dict)
     patients: dict[str, bytes] = field(default_factory=dict)
     """File -> hashed PatientID."""
+    volumes: dict[str, VolumeFacts] = field(default_factory=dict)
 
 
 def _decode_all(
@@ -112,6 +123,8 @@ def _decode_all(
             images.results[slug][image.path] = error or image.metadata
         images.frames[image.path] = image.frames
         images.patients |= image.patients
+        if image.volume is not None:
+            images.volumes[image.path] = image.volume
         original = image.path if image.error else first.setdefault(image.digest, image.path)
         if original != image.path:
             findings.note(DUPLICATE_IMAGES, image.path, original, "the same bytes as this one")
@@ -130,6 +143,7 @@ def _decode(
     digest = hashlib.sha256()
     wrong = {}
     patients: dict[str, bytes] = {}
+    volume = None
     try:
         contents = [corpus.fetch(name) for name in names]
         for name, content in zip(names, contents, strict=True):
@@ -146,6 +160,9 @@ def _decode(
         )
         wanted = wanted_frames(len(image.frames), params.volume, slices) if image.frames else ()
         frames = describe_frames(image.frames, wanted)
+        if image.frames:
+            plane = stored_plane(contents, len(image.frames), params.dicom)
+            volume = VolumeFacts(len(image.frames), plane)
         for slug in modalities:
             try:
                 check_modality(image, params.taxonomy.modalities.categories[slug])
@@ -158,4 +175,6 @@ def _decode(
     metadata = describe(image)
     if image.frames:
         metadata["frames"] = len(image.frames)
-    return _DecodedImage(path, digest.digest()[:16], None, wrong, metadata, frames, patients)
+    return _DecodedImage(
+        path, digest.digest()[:16], None, wrong, metadata, frames, patients, volume
+    )

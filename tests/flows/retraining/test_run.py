@@ -21,7 +21,7 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
-from stages.profiles.proposal import with_folds
+from stages.profiles.proposals.propose import with_folds
 from tests.flows.corpora import by_dvc, copy_workspace, make_records, make_workspace, write_corpus
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from stages.corpus.formats.convert import Conversion
 from stages.corpus.inspection.command import plain, print_inspection
-from stages.profiles.proposal import Proposal
+from stages.profiles.proposals.propose import Proposal
 from stages.profiles.schema import SAMPLE
+from stages.profiles.variants import Answers, added, count_answers, describe_answers
 from stages.taxonomy import parse_fold
 
 _EXAMPLES: Final = 3
@@ -21,9 +23,7 @@ _TRAIN_SECONDS: Final = 50
 _EVALUATE_SECONDS: Final = 14
 """Starting an evaluation."""
 _ANSWERS_PER_SECOND: Final = 250
-"""Of the embedded base on 2 cores, with images of their own (docs/evaluate.md)."""
-_VARIANTS: Final = 3
-"""Answers per test question: with its image, a black one and another one."""
+"""Of the embedded base on 2 cores, about one image each (docs/evaluate.md)."""
 
 
 def print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
@@ -37,12 +37,23 @@ def print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
     checkpoints = proposal.groups.get("checkpoints", {})
     if not checkpoints:
         return
+    print()
+    for setting in proposal.settings:
+        print(plain(f"setting {setting}"))
+    answers = answers_per_question(proposal)
+    print(f"answers per test question: {describe_answers(answers, digits=2)}")
     print(f"\ncheckpoints: {', '.join(checkpoints)}")
-    for text in proposal.left_out:
-        print(f"left out for lack of data: {text}")
+    for text in proposal.existing.kept:
+        print(plain(f"kept from params.yaml: {text}"))
+    for text in proposal.existing.dropped:
+        print(plain(f"not kept, as the corpus has too little data for its split: {text}"))
+    for split in proposal.left_out:
+        print(f"left out for lack of data: {split}")
     tested = _print_checkpoints(proposal)
     if scale == SAMPLE:
-        answering = tested * _VARIANTS / _ANSWERS_PER_SECOND
+        # of an answer, nearly all time goes into its images
+        images = sum(each.images for each in answers.values())
+        answering = tested * images / _ANSWERS_PER_SECOND
         seconds = len(checkpoints) * (_TRAIN_SECONDS + _EVALUATE_SECONDS) + answering
         print(
             f"run time: about {max(round(seconds / 60), 1)} minutes on 2 cores, by the times of the"
@@ -52,6 +63,17 @@ def print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
         )
 
 
+def answers_per_question(proposal: Proposal) -> dict[str, Answers]:
+    """Variant -> answers and images, over the test questions of both axes, for each of these."""
+    tests = proposal.inspection.tests
+    counts = added(count_answers(items, proposal.fitted) for items in tests.values())
+    questions = max(sum(map(len, tests.values())), 1)
+    return {
+        name: Answers(count.answers / questions, count.images / questions)
+        for name, count in counts.items()
+    }
+
+
 def _print_checkpoints(proposal: Proposal) -> int:
     """Print what each checkpoint has to train and to test; the questions of all evaluations."""
     splits = proposal.inspection.splits
@@ -59,7 +81,7 @@ def _print_checkpoints(proposal: Proposal) -> int:
     small = False
     for name, each in proposal.groups["checkpoints"].items():
         fold = parse_fold(each["split"]) if proposal.folds else None
-        train, test = splits[each["axis"]][fold[0] if fold else each["split"]]
+        train, test = _sizes(proposal, each["axis"], fold[0] if fold else each["split"])
         tested += sum(count for _, count in splits[each["axis"]].values())
         if fold and fold[1] > 1:
             continue
@@ -75,6 +97,17 @@ def _print_checkpoints(proposal: Proposal) -> int:
     if small and not proposal.folds:
         print("--folds 5 tests every question once, with five times the trainings")
     return tested
+
+
+def _sizes(proposal: Proposal, axis: str, slug: str) -> tuple[int, int]:
+    """Training and test questions of a split, or of the parts of a joint one."""
+    slugs = proposal.inspection.splits[axis]
+    joint = proposal.of_model.splits.joint.get(slug)
+    parts: Iterable[str] = [slug]
+    if joint is not None:
+        parts = slugs if joint.of == "all" else joint.of
+    train, test = zip(*(slugs[part] for part in parts), strict=True)
+    return sum(train), sum(test)
 
 
 def print_conversion(source: Path, conversion: Conversion) -> None:

@@ -36,6 +36,7 @@ def test_entries_of_the_same_splits_keep_settings_and_place() -> None:
         "sft-ct": entry("ct", method="sft", sft={"save_steps": 0}),
         "ct": entry("ct", grpo=grpo, start="models/earlier"),
         "sft-x-ray": entry("x-ray", method="sft"),
+        "oct": entry("oct"),
     }
     merged = merge_existing(NEW, existing, {}, {}, AXES)
     assert list(merged.checkpoints) == ["lesion-grading", "sft-ct", "ct", "mri"]

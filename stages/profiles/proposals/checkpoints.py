@@ -99,7 +99,7 @@ def merge_existing(
     merged = Merged()
     own_of: dict[str, dict[str, Any]] = {}
     for row in rows:
-        matters = bool(row.own) or row.target not in new
+        matters = bool(row.own) or row.target != row.slug or row.slug in joint
         # of a cross-validation, what its first fold says counts for all
         if (row.axis, row.slug) not in trainable or own_of.get(row.target, row.own) != row.own:
             merged.dropped.extend([str(row)] * matters)

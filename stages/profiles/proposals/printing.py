@@ -10,9 +10,17 @@ from typing import Final
 
 from stages.corpus.formats.convert import Conversion
 from stages.corpus.inspection.command import plain, print_inspection
+from stages.predictions.schema import CONTEXT_PARTS, IMAGE_PARTS, VARIANTS
 from stages.profiles.proposals.propose import Proposal
 from stages.profiles.schema import SAMPLE
-from stages.profiles.variants import Answers, added, count_answers, describe_answers
+from stages.profiles.variants import (
+    Answers,
+    AnswersByVariant,
+    added,
+    count_answers,
+    describe_answers,
+)
+from stages.reporting.labels import VARIANT_LABELS
 from stages.taxonomy import parse_fold
 
 _EXAMPLES: Final = 3
@@ -42,6 +50,8 @@ def print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
         print(plain(f"setting {setting}"))
     answers = answers_per_question(proposal)
     print(f"answers per test question: {describe_answers(answers, digits=2)}")
+    for name, why in _not_asked(proposal, answers).items():
+        print(f"not asked: {VARIANT_LABELS[name]} ({why})")
     print(f"\ncheckpoints: {', '.join(checkpoints)}")
     for text in proposal.existing.kept:
         print(plain(f"kept from params.yaml: {text}"))
@@ -72,6 +82,22 @@ def answers_per_question(proposal: Proposal) -> dict[str, Answers]:
         name: Answers(count.answers / questions, count.images / questions)
         for name, count in counts.items()
     }
+
+
+def _not_asked(proposal: Proposal, answers: AnswersByVariant) -> dict[str, str]:
+    """Variants that no test question has, and why."""
+    if not proposal.fitted.evaluate.ablations:
+        return dict.fromkeys(VARIANTS, "evaluate.ablations is false")
+    several = "no test question shows several images"
+    context = "no test question has a context"
+    reasons = {
+        "shuffled": "no modality has two test images",
+        **dict.fromkeys(IMAGE_PARTS, several),
+        **dict.fromkeys(CONTEXT_PARTS, context),
+    }
+    if "no_context" in answers:
+        reasons["other_context"] = "all contexts of a modality are the same"
+    return {name: reasons[name] for name in VARIANTS if name not in answers}
 
 
 def _print_checkpoints(proposal: Proposal) -> int:

@@ -305,7 +305,10 @@ class Evaluate(SettingsGroup):
     """
     max_new_tokens: PositiveInt
     ablations: bool
-    """Also evaluate every question with a black image and with another image of its modality."""
+    """Also evaluate every question in variants: with black images and with others of its modality;
+    if it shows several, without one, in another order and with one alone; if it has a context,
+    without and with another.
+    """
 
 
 class Tracking(SettingsGroup):

@@ -39,11 +39,14 @@ from flows.retraining.gate import PairedPredictions, Verdict, judge
 from flows.retraining.initial_checkpoints import CHAMPIONS, set_initial_checkpoints
 from flows.retraining.validate import (
     RefusedDropError,
+    UnusedQuestions,
     check_archive,
     drift_warnings,
     is_refusal,
     problems,
+    refused_for,
     small_tests,
+    unused_questions,
 )
 from flows.scheduling.slots import Slots
 from flows.source import probe as source
@@ -107,6 +110,7 @@ class Retraining:
     report: Callable[[str], None]
     _states: dict[str, str] = field(default_factory=dict)
     _identity: str | None = None
+    _unused: UnusedQuestions | None = None
     _stale_before: list[str] = field(default_factory=list)
 
     def run(self) -> RetrainOutcome:
@@ -289,6 +293,8 @@ class Retraining:
             self._unpack()
             new = build_manifest(self.root, params.taxonomy)
             reasons = problems(new, old, params.retrain)
+            self._unused = unused_questions(self.root, params, new, old)
+            reasons += refused_for(self._unused, params.retrain)
             if champion:  # a first champion is promoted whatever its tests
                 reasons += small_tests(self.root, params, read_status(self.root))
             if reasons:
@@ -305,9 +311,12 @@ class Retraining:
                 changes=diff(old, new) if old and new else None,
                 drift=drift(old, new) if old and new else None,
                 stages=self._stages(),
+                unused=self._unused.unused if self._unused else None,
             )
             write_decision(self.root, decision)
             raise
+        if self._unused:
+            self.report(f"warning: {self._unused}")
         return new
 
     def _unpack(self) -> None:
@@ -428,6 +437,7 @@ class Retraining:
             checkpoints=how,
             verdict=verdict,
             stale_before=self._stale_before,
+            unused=self._unused.unused if self._unused else None,
         )
 
     def _promote_first(self, params: Params, new: Manifest | None = None) -> Decision:

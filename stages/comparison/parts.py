@@ -192,7 +192,9 @@ def _gain(gain: Interval | None) -> SheetCell:
 
 
 def _accuracy(accuracy: Interval | None) -> SheetCell:
-    return SheetCell() if accuracy is None else SheetCell(*map(percent, accuracy))
+    if accuracy is None:
+        return SheetCell()
+    return SheetCell(percent(accuracy.value), percent(accuracy.low), percent(accuracy.high))
 
 
 def parts_rows(parts: Sequence[PartComparison], digits: int) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def compared(
 
 def without(rows: dict[str, pd.DataFrame], *columns: str) -> dict[str, pd.DataFrame]:
     return {
-        name: each.drop(columns=[c for c in each if c.startswith(columns)])
+        name: each.drop(columns=[c for c in each if str(c).startswith(columns)])
         for name, each in rows.items()
     }
 
@@ -178,7 +178,7 @@ def test_tables_and_files_have_parts_only_if_questions_do(
     assert max(len(line) for line in lines if not line.startswith(("A: ", "B: "))) <= compare.WIDTH
     found = json.loads((tmp_path / "parts/out.json").read_text(encoding="utf-8"))
     with (tmp_path / "parts/out/parts.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["axis"] for row in rows} == set(AXES)
+        written = list(csv.DictReader(file))
+    assert {row["axis"] for row in written} == set(AXES)
     by_axis = [row for axis in found["axes"].values() for row in axis["parts"]]
-    assert [float(row["difference"]) for row in rows] == [row["difference"] for row in by_axis]
+    assert [float(row["difference"]) for row in written] == [row["difference"] for row in by_axis]

@@ -356,6 +356,11 @@ class Retrain(SettingsGroup):
     """Largest share of new records that download and resize may refuse together. Each stage has
     already stopped if it refused more than the group `quarantine` allows.
     """
+    max_unused: Share = 0.0
+    """Share of the new questions that may be in none of the files of splits.released, with
+    splits.kind released: they are neither trained on nor tested. More refuses the data, fewer are
+    reported.
+    """
     warn_drift: Share
     """Jensen-Shannon distance from the champion's corpus, per feature and modality, that is
     reported; 0.13 is about a population stability index of 0.1.

@@ -239,6 +239,8 @@ VOXELS = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
         (series(phantom(), "coronal"), "coronal"),
         (series(phantom(), "sagittal"), "sagittal"),
         (series(phantom(), "axial", ImageOrientationPatient=None), "unknown"),
+        # damaged where a question about one slice does not look
+        ([series(phantom())[0].replace(b"1.0\\0.0", b"x.y\\0.0", 1)], "unknown"),
         ([b"\x89PNG", b"\x89PNG"], "unknown"),
     ],
 )

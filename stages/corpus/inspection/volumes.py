@@ -59,12 +59,9 @@ def stored_plane(contents: Sequence[bytes], frames: int, settings: Dicom) -> Sto
 
     "unknown" for what says nothing of it, as image files and clips do.
     """
-    first = contents[0]
-    if is_dicom(first):
-        directions = _dicom_directions(first, frames if len(contents) == 1 else 1, settings)
-    elif len(contents) == 1 and is_nifti(first):
-        directions = _nifti_directions(first, settings)
-    else:
+    try:
+        directions = _directions(contents, frames, settings)
+    except ImageError:  # a damaged element that a question about one slice does not need
         return "unknown"
     if directions is None:
         return "unknown"
@@ -77,6 +74,21 @@ def stored_plane(contents: Sequence[bytes], frames: int, settings: Dicom) -> Sto
     except ImageError:
         return "oblique"
     return plane
+
+
+def _directions(
+    contents: Sequence[bytes], frames: int, settings: Dicom
+) -> NDArray[np.float64] | None:
+    """(4, 4), directions of unit length of the axes of a volume (RAS+); None if they are unknown.
+
+    Raises ImageError.
+    """
+    first = contents[0]
+    if is_dicom(first):
+        return _dicom_directions(first, frames if len(contents) == 1 else 1, settings)
+    if len(contents) == 1 and is_nifti(first):
+        return _nifti_directions(first, settings)
+    return None
 
 
 def _dicom_directions(content: bytes, frames: int, settings: Dicom) -> NDArray[np.float64] | None:

@@ -105,6 +105,11 @@ def test_the_check_finds_the_same() -> None:
     report = json.loads(Path("found.json").read_text(encoding="utf-8"))
     assert (report["read"], report["kept"]) == (8, 4)
     assert report["images_per_question"] == {"1": 1, "2": 1, "4": 2}
+    assert report["volumes"] == [
+        {"slices": 5, "plane": "axial", "volumes": 1},
+        {"slices": 30, "plane": "unknown", "volumes": 1},
+    ]
+    assert report["questions_with_context"] == 2
     text = json.dumps(report)
     assert "different patients" in text
     assert "about 161 slices seem to be missing" in text

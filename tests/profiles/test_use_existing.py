@@ -115,7 +115,7 @@ def test_a_persons_settings_come_through_and_are_taken_back(
     edit(root, MRI, MINE, 1)
     edit(root, "  # sft-mri", "  sft-mri")
     edit(root, "  # sft-oct", "  sft-oct")
-    edit(root, "never_worse: []", "never_worse: [mri/mri, oct/oct]")
+    edit(root, "never_worse: []", "never_worse: [mri/mri, mri/oct, oct/oct]")
     before = content(root)
     assert use(ward(tmp_path / "w", {"MRI": 30}), yes=True)
     params = load_params()
@@ -151,3 +151,27 @@ def test_kept_settings_that_do_not_fit_the_scale_are_named(root: Path, tmp_path:
     with pytest.raises(SettingsError, match=r"checkpoints\.mri\.grpo: reference_steps 8"):
         use(ward(tmp_path / "w", {"MRI": 12}), yes=True, scale="full", elsewhere=True)
     assert use(ward(tmp_path / "x", {"CT": 12}), yes=True, scale="full", elsewhere=True)
+
+
+@pytest.mark.parametrize(
+    ("union", "is_kept"), [("of: all", True), ("of: [mri, ct]", True), ("of: [mri, oct]", False)]
+)
+def test_a_union_of_splits_is_kept_or_refused_by_name(
+    root: Path,  # noqa: F811
+    tmp_path: Path,
+    union: str,
+    is_kept: bool,
+) -> None:
+    edit(root, "  joint: {} ", f"  joint: {{both: {{axis: modality, {union}}}}} ")
+    mine = "  both: {axis: modality, split: both, method: grpo, images: data/images}\n"
+    edit(root, "\ncheckpoints:\n", f"\ncheckpoints:\n{mine}")
+    edit(root, "\nevaluations:\n", "\nevaluations:\n  both: {axis: modality}\n")
+    folder = ward(tmp_path / "w", {"MRI": 12, "CT": 12})
+    if not is_kept:
+        before = content(root)
+        with pytest.raises(SettingsError, match=r"splits\.joint.*oct"):
+            use(folder, yes=True)
+        assert content(root) == before
+        return
+    assert use(folder, yes=True)
+    assert set(load_params().checkpoints) == {"both", "ct", "mri", "disease-diagnosis"}

@@ -41,7 +41,7 @@ from stages.profiles.proposals.image_settings import (
 )
 from stages.profiles.schema import SAMPLE, load_profile, merge
 from stages.profiles.splice import reset
-from stages.taxonomy import Category, Taxonomy, Vocabulary, fold_slugs
+from stages.taxonomy import Axes, Category, Taxonomy, Vocabulary, fold_slugs
 
 _MAX_PASSES: Final = 4
 """A record is refused for its first fault, so an unknown type shows when the modality is known."""
@@ -174,13 +174,13 @@ def propose(path: Path, folds: int | None = None, scale: str = SAMPLE) -> Propos
         current["checkpoints"],
         tree["checkpoints"],
         tree["splits"].get("joint", {}),
-        taxonomy.axes,
+        params.taxonomy.axes,
     )
     groups["checkpoints"] = existing.checkpoints
     groups["evaluations"] = evaluations_of(existing.checkpoints, tree["evaluations"])
     if folds:
         groups |= with_folds(groups, folds)
-    settings += _other_settings(tree, groups, taxonomy, of_model)
+    settings += _other_settings(tree, groups, params.taxonomy.axes, of_model)
     return Proposal(
         inspection, words, groups, left_out, of_model, refused, folds, settings, existing
     )
@@ -204,7 +204,7 @@ def _inspect(corpus: Corpus, params: Params, of_model: Params) -> tuple[Inspecti
 
 
 def _other_settings(
-    tree: dict[str, Any], groups: dict[str, dict[str, Any]], taxonomy: Taxonomy, of_model: Params
+    tree: dict[str, Any], groups: dict[str, dict[str, Any]], axes: Axes, of_model: Params
 ) -> list[Setting]:
     """Variants that evaluations ask, and cells that the corpus lacks."""
     reason = (
@@ -216,7 +216,7 @@ def _other_settings(
     cells = tree["retrain"]["never_worse"]
     names: set[str] = set()
     for name, each in groups["checkpoints"].items():
-        names.update(f"{name}/{tested}" for tested in taxonomy.axes[each["axis"]])
+        names.update(f"{name}/{tested}" for tested in axes[each["axis"]])
     present = [cell for cell in cells if cell in names]
     if present != cells:
         reason = "the corpus has no other cells of them"

@@ -242,6 +242,7 @@ def _too_little(proposal: Proposal) -> str:
     matrix = proposal.of_model.matrix
     own = [each for each in proposal.left_out if each.train or each.test]
     sizes = "; ".join(map(str, own))
+    images = sum(proposal.inspection.images.values())
     remedy = "add images, of other patients where they are known"
     if matrix.min_train > 1 or matrix.min_test > 1:
         remedy += ", or lower matrix in params.yaml"
@@ -249,8 +250,7 @@ def _too_little(proposal: Proposal) -> str:
         "no modality and no question type has enough questions: a split needs"
         f" {matrix.min_train} to train (matrix.min_train) and {matrix.min_test} to test"
         f" (matrix.min_test), and there are {sizes}. Train and test share no image, no copy of one"
-        f" and no patient, and the corpus has {sum(proposal.inspection.images.values())} images:"
-        f" {remedy}"
+        f" and no patient, and the corpus has {images} image{'s' * (images != 1)}: {remedy}"
     )
 
 

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +37,14 @@ from stages.core.params import Params, load_params
 from stages.core.provenance import collect_provenance
 from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.problems import parse_solution
-from stages.corpus.dataset.split_files import images_of, read_split
+from stages.corpus.dataset.split_files import images_of
+from stages.generation.items import read_items
 from stages.generation.variants import REAL, build_questions, other_contexts
 from stages.generation.windows import BLANK, Key, Question, cut_windows, row_keys
 from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import ORIGIN, weight_hashes
 from stages.predictions.schema import IMAGE_PARTS, LEFT_OUT, OPTIONAL, SCHEMA, schema_of
-from stages.taxonomy import AXIS_NAMES, fold_number
+from stages.taxonomy import fold_number
 
 if TYPE_CHECKING:  # imports torch
     from stages.generation.generate import Answers, Completion
@@ -346,26 +346,6 @@ def _policy_key(folder: Path, params: Params, provenance: Mapping[str, Any]) -> 
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
     )
-
-
-def read_items(axis: str, kind: str, fold: int | None = None) -> list[dict[str, Any]]:
-    """Distinct test questions of an axis ("modality", "task", "all") in one kind of split.
-
-    Of a cross-validation, those of one fold, or of all for the base. Sorted by question_id; each
-    has the added flags `<axis>_test`.
-    """
-    test_ids: dict[str, set[str]] = {}
-    by_id: dict[str, dict[str, Any]] = {}
-    for name in AXIS_NAMES:
-        slugs = [slug for slug in layout.split_slugs(name, kind) if fold_number(slug) == fold]
-        splits = [read_split(layout.split(name, slug, "test", kind)) for slug in slugs]
-        items = list(chain.from_iterable(splits))
-        test_ids[name] = {item["question_id"] for item in items}
-        if axis in (name, "all"):
-            by_id |= {item["question_id"]: item for item in items}
-    for question_id, item in by_id.items():
-        item |= {f"{name}_test": question_id in ids for name, ids in test_ids.items()}
-    return [by_id[question_id] for question_id in sorted(by_id)]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ Estimate = Literal["recorded", "reference", "meta", "run-cache"]
 `meta` of dvc.yaml; or the run cache, which has the outputs.
 """
 
+VariantAnswers = dict[str, dict[str, dict[str, int]]]
+"""Policy -> variant of its test questions -> `answers`, and `images` that their prompts show."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -44,7 +47,8 @@ class Plan:
     first start to the last end. `gpu_hours`: of stages that need a GPU. `bytes`: outputs written,
     as far as known; `bytes_free`: space for them. `warnings`: obstacles; `notes`: how reliable the
     estimates are. `slots_per_gpu`: stages that share a GPU; their GPU-hours are divided by it, and
-    their durations are those of earlier runs, whether these shared one or not.
+    their durations are those of earlier runs, whether these shared one or not. `answers`: those of
+    the evaluations among the steps; None if stage splits is yet to run.
     """
 
     steps: tuple[Step, ...]
@@ -58,3 +62,4 @@ class Plan:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     slots_per_gpu: int = 1
+    answers: VariantAnswers | None = None

@@ -21,6 +21,8 @@ from flows.dvc_api.graph import Graph, read_graph
 from flows.dvc_api.output_sizes import OutputSizes, free_space, out_size, read_output_sizes
 from flows.dvc_api.run_cache import restorable
 from flows.dvc_api.stale_reasons import explain_staleness
+from flows.planning.answers import answers_of, describe
+from flows.planning.answers import as_json as answers_as_json
 from flows.planning.model import Estimate, Plan, Step
 from flows.planning.table import FULL_SCALE, print_plan
 from flows.scheduling import durations
@@ -32,7 +34,7 @@ from stages.core.errors import InputError
 from stages.core.git import uncommitted_files
 from stages.core.machine import format_bytes
 from stages.core.outputs import read_json
-from stages.core.params import load_params
+from stages.core.params import Params, load_params
 from stages.core.provenance import CODE
 
 
@@ -96,6 +98,13 @@ def make_plan(
     ]
     written = sum(step.bytes or 0 for step in steps)
     free = free_space(root)
+    notes = _notes(steps)
+    answers = None
+    if _has_schema(root):
+        params = load_params(root / layout.PARAMS)
+        left_out = _left_out(root, params, selected)
+        answers = answers_of(root, params, names, left_out)
+        notes += _describe_left_out(left_out) + describe(root, params, names, answers)
     return Plan(
         steps=tuple(sorted(steps, key=lambda step: (step.start, step.wave))),
         up_to_date=tuple(graph.in_order(targets - selected)),
@@ -106,8 +115,9 @@ def make_plan(
         bytes=written,
         bytes_free=free,
         warnings=tuple(_warnings(root, steps, gpu_slots.most_per_stage, written, free)),
-        notes=(*_notes(steps), *_left_out(root, selected)),
+        notes=tuple(notes),
         slots_per_gpu=slots_per_gpu,
+        answers=answers_as_json(answers),
     )
 
 
@@ -116,10 +126,14 @@ def _check(root: Path) -> OutputSizes:
     if not (root / "dvc.yaml").is_file():
         raise InputError(f"{root / 'dvc.yaml'} is missing: run from the project's root")
     sizes = read_output_sizes(root)
-    # only this repository's pipeline has a schema for its parameters
-    if (root / "stages" / "core" / "params.py").is_file():
+    if _has_schema(root):
         load_params(root / layout.PARAMS)
     return sizes
+
+
+def _has_schema(root: Path) -> bool:
+    """Whether params.yaml is this repository's; other pipelines have no schema for theirs."""
+    return (root / "stages" / "core" / "params.py").is_file()
 
 
 def _estimate(
@@ -201,18 +215,20 @@ def _notes(steps: Sequence[Step]) -> list[str]:
     return notes
 
 
-def _left_out(root: Path, stale: Collection[str]) -> list[str]:
-    """A note on the checkpoints without enough data, if stage splits is up to date."""
+def _left_out(root: Path, params: Params, stale: Collection[str]) -> list[str]:
+    """The checkpoints without enough data, if stage splits is up to date; else none is known."""
     path = root / layout.LEFT_OUT
     if "splits" in stale or not path.is_file():
         return []
-    params = load_params(root / layout.PARAMS)
     left_out = read_json(path, "run `dvc repro splits`")[params.splits.kind]
-    names = [
+    return [
         name
         for name, each in params.checkpoints.items()
         if each.split in left_out.get(each.axis, {})
     ]
+
+
+def _describe_left_out(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     return [

@@ -31,6 +31,8 @@ from flows.scheduling.schedule import StageResult
 from stages.core import layout
 from stages.core.iteration.progress import Progress
 from stages.reporting.labels import label, percent, signed
+from stages.reporting.parts import gains_over_base, mean_gains, part_gains
+from stages.reporting.tables import Sheet
 
 UPDATE_SECONDS: Final = 10.0
 """Minimum time between two updates of a progress artifact."""
@@ -101,11 +103,16 @@ def _publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, s
     states = {result.name: result.state for result in results}
     if not path.is_file() or states.get("report") not in ("ran", "cached"):
         return
+    metrics = json.loads(path.read_text(encoding="utf-8"))
     create_markdown_artifact(
-        results_table(json.loads(path.read_text(encoding="utf-8"))),
-        key="results",
-        description="Accuracy of each checkpoint",
+        results_table(metrics), key="results", description="Accuracy of each checkpoint"
     )
+    if "contributions" in metrics:
+        create_markdown_artifact(
+            parts_tables(metrics),
+            key="parts",
+            description="What images, their number and order, and the context are worth",
+        )
     for figure in sorted((root / layout.REPORT / "figures").glob("*.png")):
         address = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
         create_image_artifact(
@@ -147,6 +154,27 @@ def results_table(metrics: Mapping[str, Any]) -> str:
             f" {signed(own['gain'])} | {interval} | {percent(blind_baseline)} | {signed(visual)} |"
         )
     return "\n".join(rows)
+
+
+def parts_tables(metrics: Mapping[str, Any]) -> str:
+    """Markdown tables of the contributions in report/metrics.json, as in the report."""
+    contributions = metrics["contributions"]
+    sheets = {
+        "Means over checkpoints, in points": mean_gains(contributions),
+        "As asked minus variant, on the own test questions that have it": part_gains(
+            contributions, metrics["checkpoints"]
+        ),
+        "Over the base, asked the same": gains_over_base(contributions, metrics["checkpoints"]),
+    }
+    return "\n\n".join(
+        f"{title}:\n\n{_table(sheet)}" for title, sheet in sheets.items() if sheet.rows
+    )
+
+
+def _table(sheet: Sheet) -> str:
+    rows = [[column.name for column in sheet.columns], ["---"] * len(sheet.columns)]
+    rows += [[cell.text for cell in row.cells] for row in sheet.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def count(results: Sequence[StageResult]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from flows.retraining.decision import Decision
+from flows.retraining.validate import UnusedQuestions
 from flows.scheduling.slots import Slots
 
 Start = Literal["base", "champion"]
@@ -57,7 +58,7 @@ class Retraining:
 
     `slots`: GPU slots for evaluating champions; `report`: receives progress messages; `identity`:
     of the source as probed, None if unknown; `stale_before`: stages that were stale before the new
-    data.
+    data; `unused`: new questions that no released split has, None if there are none.
     """
 
     root: Path
@@ -67,6 +68,7 @@ class Retraining:
     report: Callable[[str], None]
     identity: str | None = None
     stale_before: list[str] = field(default_factory=list)
+    unused: UnusedQuestions | None = None
     _states: dict[str, str] = field(default_factory=dict)
 
     def bring_up_to_date(self, only: list[str] | None = None) -> None:

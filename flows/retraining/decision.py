@@ -48,6 +48,7 @@ def make_decision(
     checkpoints: Mapping[str, str] | None = None,
     verdict: Verdict | None = None,
     stale_before: list[str] | None = None,
+    unused: Mapping[str, int] | None = None,
 ) -> Decision:
     """The record of a decision.
 
@@ -55,7 +56,7 @@ def make_decision(
     after; `sizes`: of the corpus by modality; `changes`: from the champion's corpus; `drift`: of
     each feature, None if not judged; `stages`: state -> names; `checkpoints`: name -> "new
     checkpoint", "new weights" or "as before"; `stale_before`: stages that were stale before the new
-    data.
+    data; `unused`: modality -> new questions that are in no released split, None if there are none.
     """
     changes_json: Any = changes and {
         slug: {part: asdict(change) for part, change in parts.items()}
@@ -71,6 +72,7 @@ def make_decision(
         "corpus": {**asdict(corpus), "identity": identity},
         "sizes": sizes,
         "changes": changes_json,
+        "unused_questions": unused,
         "drift": None if drift is None else [asdict(each) for each in drift],
         "stale_before": stale_before,
         "stages": stages,
@@ -121,6 +123,9 @@ def markdown(decision: Decision) -> str:
         lines += ["", *_changes_table(decision)]
     if before and decision["changes"]:
         lines += ["", *_drift_table(decision)]
+    if unused := decision.get("unused_questions"):
+        counts = [f"{slug} {count}" for slug, count in unused.items()]
+        lines += ["", f"New questions in no released split, not used: {', '.join(counts)}."]
     if decision["judgements"]:
         lines += ["", *_judgements_table(decision["judgements"])]
         same = [name for name, state in decision["checkpoints"].items() if state == "as before"]

@@ -21,7 +21,9 @@ from flows.retraining.validate import (
     drift_warnings,
     is_refusal,
     problems,
+    refused_for,
     small_tests,
+    unused_questions,
 )
 from flows.source import probe as source
 from stages.core.params import Params
@@ -77,6 +79,8 @@ def _check_corpus(
         _unpack(run)
         new = build_manifest(run.root, params.taxonomy)
         reasons = problems(new, old, params.retrain)
+        run.unused = unused_questions(run.root, params, new, old)
+        reasons += refused_for(run.unused, params.retrain)
         if champion:  # a first champion is promoted whatever its tests
             reasons += small_tests(run.root, params, read_status(run.root))
         if reasons:
@@ -93,9 +97,12 @@ def _check_corpus(
             changes=diff(old, new) if old and new else None,
             drift=drift(old, new) if old and new else None,
             stages=run.stages_by_state(),
+            unused=run.unused.unused if run.unused else None,
         )
         write_decision(run.root, decision)
         raise
+    if run.unused:
+        run.report(f"warning: {run.unused}")
     return new
 
 

@@ -89,6 +89,7 @@ def decide(
         checkpoints=compared,
         verdict=verdict,
         stale_before=run.stale_before,
+        unused=run.unused.unused if run.unused else None,
     )
     path = write_decision(run.root, decision).relative_to(run.root)
     if successor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from flows.dvc_api.runner import StageError
@@ -14,6 +15,7 @@ from stages.core.errors import ExitCode, InputError
 from stages.core.outputs import read_json
 from stages.core.params import CorpusLimits, Params, Retrain
 from stages.corpus.archives.source import SCRATCH, open_corpus
+from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.reasons import RefusedDataError
 
 
@@ -98,6 +100,58 @@ def small_tests(root: Path, params: Params, stale: Collection[str]) -> list[str]
                 " the limit"
             )
     return reasons
+
+
+@dataclass(frozen=True)
+class UnusedQuestions:
+    """New questions that are in no split: modality -> those, and the number of all new ones."""
+
+    unused: Mapping[str, int]
+    new: int
+    folder: str
+    """The released split files."""
+
+    @property
+    def share(self) -> float:
+        """Of the new questions."""
+        return sum(self.unused.values()) / max(self.new, 1)
+
+    def __str__(self) -> str:
+        """As in messages."""
+        counts = ", ".join(f"{slug} {count}" for slug, count in self.unused.items())
+        return (
+            f"{sum(self.unused.values())} of {self.new} new questions ({counts}) are in none of the"
+            f" files in {self.folder}, so nothing is trained on or tested with them (splits.kind is"
+            " released). To use them, set splits.kind to grouped, or add them to these files"
+        )
+
+
+def unused_questions(
+    root: Path, params: Params, new: Manifest, old: Manifest | None
+) -> UnusedQuestions | None:
+    """New questions that the splits in use lack; None if there are none, or splits are drawn.
+
+    `old`: the champion's corpus; without one, none is new. Stage splits is up to date.
+    """
+    if params.splits.kind != "released" or old is None:
+        return None
+    used: set[str] = set()
+    for path in sorted((root / layout.SPLITS / params.splits.kind).glob("*/*/*.json")):
+        used.update(str(item["question_id"]) for item in read_split(path))
+    added = {
+        slug: ids.keys() - old.questions.get(slug, {}).keys() for slug, ids in new.questions.items()
+    }
+    unused = {slug: len(ids - used) for slug, ids in added.items() if ids - used}
+    if not unused:
+        return None
+    return UnusedQuestions(unused, sum(map(len, added.values())), params.splits.released.folder)
+
+
+def refused_for(unused: UnusedQuestions | None, rule: Retrain) -> list[str]:
+    """The reason against data with more unused questions than retrain.max_unused, if it has."""
+    if unused is None or unused.share <= rule.max_unused:
+        return []
+    return [f"{unused}. To leave them out, raise retrain.max_unused, now {rule.max_unused:g}"]
 
 
 def drift_warnings(new: Manifest, old: Manifest, rule: Retrain) -> list[str]:

@@ -34,6 +34,7 @@ from stages.comparison.pairs import (
     published_table,
     rows_of,
 )
+from stages.comparison.parts import PartComparison, compare_parts, parts_rows, parts_sheet
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import atomic_file, write_json
@@ -48,6 +49,9 @@ from stages.scoring.tables import check_predictions
 from stages.taxonomy import AXIS_NAMES, Axes
 
 WIDTH: Final = 116
+
+Parts = Mapping[str, Sequence[PartComparison]]
+"""Axis -> the parts of questions in both runs; empty without such questions."""
 
 
 def run(
@@ -65,11 +69,15 @@ def run(
     """
     runs = (read_run(first), read_run(second))
     comparisons = compare(*runs, axes_of(runs, _axes_in_order()), samples, seed)
+    parts = {
+        each.axis: compare_parts(*runs, each.axis, each.slugs, samples, seed)
+        for each in comparisons
+    }
     if json_file:
-        write_json(json_file, as_json(*runs, comparisons, samples, seed))
+        write_json(json_file, as_json(*runs, comparisons, parts, samples, seed))
     if csv_folder:
-        _write_csv(csv_folder, comparisons)
-    _print(*runs, comparisons)
+        _write_csv(csv_folder, comparisons, parts)
+    _print(*runs, comparisons, parts)
 
 
 def read_run(folder: Path) -> RunPredictions:
@@ -129,10 +137,13 @@ def as_json(
     first: RunPredictions,
     second: RunPredictions,
     comparisons: Sequence[Comparison],
+    parts: Parts,
     samples: int,
     seed: int,
 ) -> dict[str, Any]:
     """All results as plain values: ours under `axes`, Med-R1's under `published`.
+
+    An axis has `parts` only if questions show several images or have context.
 
     Accuracies and differences are from 0 to 1 in ours, and in the published unit in Med-R1's.
     """
@@ -144,6 +155,7 @@ def as_json(
             each.axis: {
                 "cells": rows_of(each.cells, DIGITS),
                 "means": {name: _rounded(asdict(mean)) for name, mean in each.means.items()},
+                **({"parts": rows} if (rows := parts_rows(parts[each.axis], DIGITS)) else {}),
             }
             for each in comparisons
         },
@@ -175,7 +187,7 @@ def _published_means(axis: str) -> dict[str, float]:
     return dict(zip(MEANS, (table.in_domain, table.cross_domain, table.mean), strict=True))
 
 
-def _write_csv(folder: Path, comparisons: Sequence[Comparison]) -> None:
+def _write_csv(folder: Path, comparisons: Sequence[Comparison], parts: Parts) -> None:
     for each in comparisons:
         _write_rows(folder / f"{each.axis}.csv", rows_of(each.cells, DIGITS))
     means = []
@@ -183,6 +195,11 @@ def _write_csv(folder: Path, comparisons: Sequence[Comparison]) -> None:
         for name, mean in each.means.items():
             means.append(_rounded({"axis": each.axis, "mean": name, **asdict(mean)}))
     _write_rows(folder / "means.csv", means)
+    if any(parts.values()):
+        own: list[dict[str, Any]] = []
+        for axis, each_part in parts.items():
+            own += [{"axis": axis, **row} for row in parts_rows(each_part, DIGITS)]
+        _write_rows(folder / "parts.csv", own)
     rows = []
     for each in comparisons:
         table = published_table(each.axis)
@@ -200,7 +217,10 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _print(
-    first: RunPredictions, second: RunPredictions, comparisons: Sequence[Comparison]
+    first: RunPredictions,
+    second: RunPredictions,
+    comparisons: Sequence[Comparison],
+    parts: Parts,
 ) -> None:
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
@@ -210,6 +230,8 @@ def _print(
     for each in comparisons:
         console.print(_table(each))
         console.print(_means_table(each))
+        if parts[each.axis]:
+            console.print(_parts_table(each, parts[each.axis]))
         table = published_table(each.axis)
         console.print(_published(each.axis))
         console.print(Text(f"Source: {table.source}. {table.caveat}", style="dim"))
@@ -278,6 +300,15 @@ def _means_table(comparison: Comparison) -> Table:
             f"{signed(mean.low)} to {signed(mean.high)}",
         )
     return table
+
+
+def _parts_table(comparison: Comparison, parts: Sequence[PartComparison]) -> Table:
+    names = {slug: label(slug) for slug in comparison.slugs}
+    title = (
+        f"Own tests by {comparison.axis}, several images and context: as asked, the accuracy; else"
+        " its gain over the variant"
+    )
+    return rich_table(parts_sheet(parts, names), title)
 
 
 def _published(axis: str) -> Table:

@@ -304,22 +304,31 @@ def _cell(
 
 
 def _mean(tables: Sequence[pd.DataFrame], samples: int, seed: int) -> Mean:
-    """Mean difference of cells with its interval.
-
-    Images are resampled with their questions in all cells at once; cell sizes are fixed.
-    """
-    # a question counts in each of its cells with the weight 1 / (cell size * number of cells)
-    weighted = [
-        (rows["first"].astype(float) - rows["second"].astype(float)) / (len(rows) * len(tables))
+    """Mean difference of cells with its interval."""
+    cells = [
+        (rows["first"].astype(float) - rows["second"].astype(float), rows["image"])
         for rows in tables
     ]
+    return mean_over_cells(cells, samples, seed)
+
+
+def mean_over_cells(
+    cells: Sequence[tuple[pd.Series[Any], pd.Series[Any]]], samples: int, seed: int
+) -> Mean:
+    """Unweighted mean of the means of some cells, with its interval.
+
+    `cells`: a value per question, and its image. Images are resampled with their questions in all
+    cells at once; cell sizes are fixed.
+    """
+    # a question counts in each of its cells with the weight 1 / (cell size * number of cells)
+    weighted = [values / (len(values) * len(cells)) for values, _ in cells]
     shares = pd.concat(weighted, ignore_index=True)
-    images = pd.concat([rows["image"] for rows in tables], ignore_index=True)
+    images = pd.concat([own for _, own in cells], ignore_index=True)
     summed = shares.groupby(images.to_numpy()).sum()
     low, high = cluster_interval(
         summed.to_numpy() * len(summed), np.arange(len(summed)), samples, seed
     )
-    return Mean(len(tables), float(summed.sum()), low, high)
+    return Mean(len(cells), float(summed.sum()), low, high)
 
 
 def rows_of(cells: Iterable[Cell], digits: int) -> list[dict[str, Any]]:

@@ -72,9 +72,9 @@ def left_out(name: str) -> Path:
     return model(name) / "left-out.json"
 
 
-def split_slugs(axis: str, kind: str) -> list[str]:
-    """The modalities or question types with splits of one kind, sorted."""
-    return sorted(path.name for path in (SPLITS / kind / axis).glob("*") if path.is_dir())
+def split_slugs(axis: str, kind: str, root: Path = Path()) -> list[str]:
+    """The modalities or question types with splits of one kind in a project, sorted."""
+    return sorted(path.name for path in (root / SPLITS / kind / axis).glob("*") if path.is_dir())
 
 
 def split(axis: str, slug: str, part: str, kind: str) -> Path:

@@ -17,7 +17,10 @@ from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, find_obstacle, wrong_weights
 from stages.profiles.measured import FILE, read_measured
 from stages.profiles.needs import OUTPUT_PATHS, Needs, disk, memory, needs
-from stages.profiles.schema import Model, Profile, merge
+from stages.profiles.schema import Model, Profile, Scale, merge
+from stages.profiles.shown import ONE
+from stages.profiles.times import shown_images
+from stages.profiles.variants import describe_answers, expected_answers
 
 Level = Literal["note", "stops"]
 
@@ -87,7 +90,7 @@ def findings(
     """
     return [
         *_gpu(profile.model, machine),
-        *_gpu_memory(profile.model, params, machine.gpus, tree),
+        *_gpu_memory(profile.model, profile.scale, params, machine.gpus, tree),
         *_flash_attention(params, machine),
         *_deepspeed(params),
         *_sources(fetched, params),
@@ -137,11 +140,16 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[ProfileFinding]:
 
 
 def _gpu_memory(
-    model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree: dict[str, Any]
+    model: Model | None,
+    scale: Scale | None,
+    params: Params,
+    gpus: tuple[Gpu, ...],
+    tree: dict[str, Any],
 ) -> Iterator[ProfileFinding]:
     if model is None or not gpus:
         return
-    needed = sum(memory(params, model).values())
+    images = ONE.most if scale is None else shown_images(params, scale).most
+    needed = sum(memory(params, model, images).values())
     gpu = min(gpus, key=lambda each: each.free)
     if gpu.free >= needed:
         return
@@ -151,7 +159,7 @@ def _gpu_memory(
             " CUDA_VISIBLE_DEVICES"
         )
     else:
-        remedy = "use a GPU with more" + _reduced_settings(model, gpu.total, tree)
+        remedy = "use a GPU with more" + _reduced_settings(model, images, gpu.total, tree)
     yield ProfileFinding(
         "GPU memory",
         "stops",
@@ -161,7 +169,7 @@ def _gpu_memory(
     )
 
 
-def _reduced_settings(model: Model, available: int, tree: dict[str, Any]) -> str:
+def _reduced_settings(model: Model, images: int, available: int, tree: dict[str, Any]) -> str:
     """The first of MEMORY_REDUCTIONS that fits, as an addition to a remedy; empty if none does."""
     grpo = tree["grpo"]
     # they keep the batch only if it is four prompts
@@ -169,7 +177,7 @@ def _reduced_settings(model: Model, available: int, tree: dict[str, Any]) -> str
         return ""
     for changes in MEMORY_REDUCTIONS:
         reduced = check_params(merge(tree, {"grpo": changes}), Path("params.yaml"))
-        needed = sum(memory(reduced, model).values())
+        needed = sum(memory(reduced, model, images).values())
         if needed <= available:
             keys = ", ".join(f"grpo.{key}: {value}" for key, value in changes.items())
             return f", or your own profile with {keys} (about {format_bytes(needed)})"
@@ -322,6 +330,12 @@ def describe_needs(
             f"images: {mean:.3g} a question on average, for the hours, and {most} at most, for the"
             " memory"
         )
+    expected = expected_answers(params, profile.scale)
+    total_answers = sum(count.answers for count in expected.values())
+    yield (
+        f"answers per test question and policy: {total_answers:.3g}, for the hours to test:"
+        f" {describe_answers(expected, digits=2)}"
+    )
     hours = estimate.training + estimate.evaluation
     if estimate.gpu in name:
         count = len(machine.gpus)

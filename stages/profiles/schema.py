@@ -34,8 +34,14 @@ class Scale(SettingsGroup):
     images_per_question: Annotated[float, Field(ge=1, le=64)] = 1.0
     """Mean over the questions that are not about a volume."""
     most_images_per_question: Annotated[int, Field(ge=1, le=64)] = 1
+    several_share: Share | None = None
+    """Share of these questions that are about several images; null: unknown, estimated as if they
+    had two each.
+    """
     volume_share: Share = 0.0
     """Share of the questions that are about a volume, of which `volume.frames` are shown."""
+    context_share: Share = 0.0
+    """Share of the questions that have a context."""
 
     @model_validator(mode="after")
     def _no_mean_is_above_the_most(self) -> Self:
@@ -43,6 +49,16 @@ class Scale(SettingsGroup):
             raise ValueError(
                 f"most_images_per_question: {self.most_images_per_question} is less than the mean,"
                 f" images_per_question: {self.images_per_question:g}"
+            )
+        further = self.images_per_question - 1
+        most = (self.most_images_per_question - 1) * (
+            1.0 if self.several_share is None else self.several_share
+        )
+        if further > most + 1e-9:
+            raise ValueError(
+                f"several_share: {self.several_share} of the questions, with at most"
+                f" {self.most_images_per_question} images, have not images_per_question:"
+                f" {self.images_per_question:g} on average"
             )
         return self
 

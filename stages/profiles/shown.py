@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from stages.core.params import Volume
 from stages.profiles.schema import Model, Scale
 
 TEXT_TOKENS: Final = 80
@@ -30,6 +31,29 @@ def images_per_question(scale: Scale, frames: int = 1, limit: int = 16) -> Image
     most = max(scale.most_images_per_question, frames if scale.volume_share else 1)
     most = min(most, limit)
     return Images(min(mean, most), most)
+
+
+def frames_of(volume: Volume) -> int:
+    """Images that a question shows of a volume, at most."""
+    return volume.max_images if volume.selection == "all" else volume.frames
+
+
+def shapes_of(scale: Scale, volume: Volume) -> list[tuple[float, float]]:
+    """(share of all questions, images of each): about one image, several of them, or a volume.
+
+    Shares above 0, which sum to 1. No question shows more than `volume.max_images`.
+    """
+    others = 1 - scale.volume_share
+    several = scale.several_share
+    if several is None:  # as if they had two each, or more if all have several
+        several = min(scale.images_per_question - 1, 1.0)
+    further = (scale.images_per_question - 1) / several if several else 0.0
+    shapes = [
+        (others * (1 - several), 1.0),
+        (others * several, 1 + further),
+        (scale.volume_share, float(frames_of(volume))),
+    ]
+    return [(share, min(images, volume.max_images)) for share, images in shapes if share > 0]
 
 
 def prompt_flops(model: Model, images: float) -> float:

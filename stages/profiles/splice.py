@@ -109,10 +109,39 @@ def _replace_groups(
             continue
         tail = _take_tail(tree, name)
         _copy_entry(tree, replaced, name)
-        tree[name] = CommentedMap({key: _in_braces(value) for key, value in group.items()})
+        new = CommentedMap({key: _in_braces(value) for key, value in group.items()})
+        if _is_block(tree[name]):
+            _copy_comments(tree[name], new)
+        tree[name] = new
         _put_tail(tree, name, tail)
         names.append(name)
     return names
+
+
+def _copy_comments(old: CommentedMap, new: CommentedMap) -> None:
+    """Copy the comments on the lines of entries that both groups have, and those between entries.
+
+    None is put above the first entry or below the last: these places are of the group's own
+    comments.
+    """
+    names = list(new)
+    placed: str | None = None
+    above: list[CommentToken] = []
+    for name in old:
+        # ruamel.yaml has comments below a line that ends without one at the next entry
+        above += (old.ca.items.get(name) or [None] * 4)[1] or []
+        holder, key = _last_line(old, name)
+        token = _token(holder, key)
+        comment, _, below = token.value.partition("\n") if token else ("", "", "")
+        if name in new:
+            placed = name
+            if token and comment:
+                _set_token(new, name, CommentToken(f"{comment}\n", token.start_mark, None))
+            if above and name != names[0]:
+                new.ca.items.setdefault(name, [None] * 4)[1] = above
+            above = []
+        if below and placed not in (None, names[-1]):
+            _put_tail(new, placed, below)
 
 
 def _set(

@@ -9,13 +9,15 @@ widths), and are right for a host as slow as that one. Those called assumed were
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from stages.core.params import Params
 from stages.profiles.measured import Measured
 from stages.profiles.schema import Model, Scale
-from stages.profiles.shown import ONE, Images, images_per_question, prompt_flops
+from stages.profiles.shown import ONE, Images, frames_of, images_per_question, prompt_flops
+from stages.profiles.variants import expected_answers
 from stages.taxonomy import AXIS_NAMES
 
 
@@ -91,9 +93,7 @@ def known_gpu(name: str) -> str:
 
 def shown_images(params: Params, scale: Scale) -> Images:
     """Images that a question shows with these settings."""
-    volume = params.volume
-    frames = volume.max_images if volume.selection == "all" else volume.frames
-    return images_per_question(scale, frames, volume.max_images)
+    return images_per_question(scale, frames_of(params.volume), params.volume.max_images)
 
 
 def training_parts(
@@ -184,18 +184,18 @@ def evaluation_parts(
     for axis in _axes(params):
         policies += 1 + sum(entry.axis == axis for entry in params.checkpoints.values())
     questions = scale.questions * (1 - params.splits.train_share) * policies
-    if params.evaluate.ablations:
-        questions *= 3
-    if measured.questions_per_second is None:
-        parts = answer_parts(params, model, peak, shown_images(params, scale).mean)
-    else:
-        parts = {"answers": 1 / measured.questions_per_second}
-    parts = {name: questions * seconds for name, seconds in parts.items()}
+    parts: defaultdict[str, float] = defaultdict(float)
+    for count in expected_answers(params, scale).values():
+        if measured.questions_per_second is None:
+            each = answer_parts(params, model, peak, count.mean)
+        else:
+            each = {"answers": 1 / measured.questions_per_second}
+        for name, seconds in each.items():
+            parts[name] += questions * count.answers * seconds
     weights = model.parameters * weight_size(params)
     # hashed, then loaded
     start = EVALUATE_START_SECONDS + 2 * weights / DISK_RATE
-    parts["starts"] = len(params.evaluations) * start
-    return parts
+    return {**parts, "starts": len(params.evaluations) * start}
 
 
 def answer_parts(params: Params, model: Model, peak: Peak, images: float = ONE.mean) -> Parts:

@@ -32,9 +32,10 @@ from stages.profiles.generated import (
     is_archive,
     original_profiles,
 )
-from stages.profiles.proposal import Proposal, check_usable, propose
+from stages.profiles.proposals.image_settings import measure_scale
+from stages.profiles.proposals.printing import print_conversion, print_proposal
+from stages.profiles.proposals.propose import Proposal, check_usable, propose
 from stages.profiles.schema import FOLDER, SAMPLE, merge
-from stages.profiles.use_printing import print_conversion, print_proposal
 
 CONVERTED: Final = Path("corpora")
 """Folder of converted corpora, one each; git ignores it."""
@@ -69,7 +70,7 @@ def use(
     layout.SCRATCH.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="use-", dir=layout.SCRATCH) as work:
         folder = _converted(source, Path(work) / name, options or ConversionOptions())
-        proposal = propose(folder or source, folds)
+        proposal = propose(folder or source, folds, scale)
         print_proposal(folder or source, proposal, scale)
         check_usable(proposal)
         profile = _profile(CONVERTED / name if folder else source, name, scale, proposal)
@@ -114,7 +115,7 @@ def _profile(corpus: Path, name: str, scale: str, proposal: Proposal) -> dict[st
         "extends": scale,
         "about": f"the corpus {name}: {proposal.inspection.usable} questions",
         "data": {"deps": [{"path": str(path)}], "outs": [{"path": target}]},
-        "params": {"corpus": {"archive": target}},
+        "params": {"corpus": {"archive": target}, **proposal.params},
         "groups": proposal.groups,
     }
     if proposal.folds:
@@ -123,10 +124,7 @@ def _profile(corpus: Path, name: str, scale: str, proposal: Proposal) -> dict[st
         # what the paper leaves open to leaks and to answers without the image
         settings = {"splits": {"kind": "grouped"}, "evaluate": {"ablations": True}}
         profile["params"] = merge(profile["params"], settings)
-        profile["scale"] = {
-            "questions": proposal.inspection.usable,
-            "images": sum(proposal.inspection.images.values()),
-        }
+        profile["scale"] = measure_scale(proposal.inspection, proposal.volume).model_dump()
     return profile
 
 

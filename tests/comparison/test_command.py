@@ -14,7 +14,7 @@ import pytest
 
 from stages.comparison import command as compare
 from stages.core.errors import InputError
-from stages.predictions.schema import SCHEMA
+from stages.predictions.schema import OPTIONAL, SCHEMA
 from tests.commands import med_r1
 from tests.comparison.test_pairs import flipped
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
@@ -26,7 +26,7 @@ QUESTIONS = make_questions(per_cell=10)
 def write(path: Path, rows: pd.DataFrame, style: str, kind: str = "grouped") -> None:
     provenance = {"corpus": "md5:a", "params": {"splits.kind": kind, "prompt": {"style": style}}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([field for field in SCHEMA if field.name in rows])
+    schema = pa.schema([field for field in (*SCHEMA, *OPTIONAL) if field.name in rows])
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
     pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), path)
 

@@ -45,7 +45,7 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 from stages.core import layout
 from stages.corpus.dataset.problems import format_solution, parse_solution
-from stages.evaluate import read_items
+from stages.generation.items import read_items
 from stages.predictions.schema import SCHEMA
 from stages.core.cli import run_stage
 from stages.core.errors import InputError

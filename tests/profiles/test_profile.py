@@ -217,6 +217,28 @@ def test_the_remedy_for_a_small_gpu_names_settings_that_fit(
     assert "or your own profile with grpo.prompts_per_device: 1" in capsys.readouterr().err
 
 
+def test_images_of_the_largest_question_count_in_the_memory_of_a_gpu(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        profile, "read_machine", lambda: machine(Gpu("NVIDIA H100", 85 * 10**9, 85 * 10**9))
+    )
+    own = root / "own.yaml"
+    scale = "scale: {questions: 9000, images: 9000, volume_share: 0.1}\n"
+    params = "params: {volume: {frames: FRAMES}, evaluate: {ablations: true}}\n"
+    text = f"extends: full\n{scale}{params}"
+    own.write_text(text.replace("FRAMES", "1"), encoding="utf-8")
+    apply(str(own), dry_run=True)
+    own.write_text(text.replace("FRAMES", "16"), encoding="utf-8")
+    capsys.readouterr()
+    with pytest.raises(InputError):
+        apply(str(own), dry_run=True)
+    printed = capsys.readouterr()
+    assert "MISSING: GPU memory" in printed.err
+    assert "answers per test question and policy: 3.3, for the hours" in printed.out
+    assert "one image removed 0.10 (15)" in printed.out
+
+
 def test_a_small_disk_is_refused_unless_most_outputs_exist(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,51 @@ def test_values_of_other_groups_are_set_beside() -> None:
 def test_a_group_that_is_the_same_is_left_alone() -> None:
     same = {"next": {"deep": {"deeper": 1}}}
     assert set_values(TEXT, {}, "own", PATH, same) == TEXT
+
+
+CHECKPOINTS = """\
+checkpoints:
+  ct: {start: base}  # ours
+  # tasks
+  # of the paper
+  grading: {start: base}   # slow
+  x-ray: {start: base}
+  # by SFT
+  sft-ct: {start: base}  # a baseline
+  # off
+  # sft-x-ray: {start: base}
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "lines"),
+    [
+        (
+            ["ct", "mri", "grading", "sft-ct"],
+            ["ct: {start: new}  # ours", "mri: {start: new}", "grading: {start: new}  # slow"],
+        ),
+        (["mri", "grading"], ["mri: {start: new}\n", "grading: {start: new}  # slow", "# off"]),
+        (["ct"], ["ct: {start: new}  # ours", "# off", "# sft-x-ray: {start: base}"]),
+        (["mri"], ["mri: {start: new}", "# off"]),
+    ],
+)
+def test_entries_of_a_replaced_group_keep_the_comments_on_their_lines(
+    names: list[str], lines: list[str]
+) -> None:
+    groups: dict[str, Any] = {"checkpoints": {name: {"start": "new"} for name in names}}
+    text = set_values(CHECKPOINTS, {}, "own", PATH, groups)
+    written = re.sub(" +", " ", text.partition("\n# profile: ")[0]).replace(" #", "  #")
+    assert [line.strip() for line in lines if line not in written] == []
+    assert reset(text, PATH) == (CHECKPOINTS, "own")
+
+
+def test_comments_between_entries_of_a_replaced_group_stay_above_the_next_one() -> None:
+    new = {"start": "new"}
+    groups: dict[str, Any] = {"checkpoints": {"ct": new, "grading": new, "sft-ct": new}}
+    text = set_values(CHECKPOINTS, {}, "own", PATH, groups)
+    lines = text.splitlines()
+    at = [lines.index(f"  {line}") for line in ("# tasks", "# of the paper")]
+    assert lines[at[0] - 1].startswith("  ct:")
+    assert lines[at[1] + 1].startswith("  grading:")
+    # x-ray is left out, and what stood below it is not
+    assert lines[lines.index("  # by SFT") + 1].startswith("  sft-ct:")

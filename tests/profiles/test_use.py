@@ -255,7 +255,11 @@ def test_unusable_corpora_change_nothing(root: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no record can be used"):
             use(folder, yes=yes)
     one = ward(tmp_path / "one", {"MRI": 1})
-    with pytest.raises(InputError, match="no modality and no question type has enough questions"):
+    with pytest.raises(
+        InputError,
+        match=r"needs 1 to train \(matrix.min_train\) and 1 to test \(matrix.min_test\).*"
+        r"modality/mri: 1 to train, 0 to test; task/disease-diagnosis: .*has 1 image: add images",
+    ):
         use(one, yes=True)
     assert content(root) == before
 

@@ -26,6 +26,7 @@ from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.dataset.split_files import read_split
 from stages.generation import generate
 from stages.generation.answer_cache import AnswerCache
+from stages.generation.items import read_items
 from stages.generation.windows import Key
 from stages.policy import loading as policy
 from stages.predictions.schema import ABLATIONS, SCHEMA
@@ -78,14 +79,14 @@ def test_answers_do_not_depend_on_the_batch(root: Path, monkeypatch: pytest.Monk
 
 
 def test_a_checkpoint_is_tested_on_its_own_axis(root: Path) -> None:
-    first = evaluate.read_items("all", "grouped")[0]
+    first = read_items("all", "grouped")[0]
     removed, path = (
         first["question_id"],
         layout.split("task", first["question_type"], "test", "grouped"),
     )
     path.write_text(path.read_text(encoding="utf-8").replace(removed, "other"), encoding="utf-8")
-    modality = {item["question_id"]: item for item in evaluate.read_items("modality", "grouped")}
-    task = {item["question_id"]: item for item in evaluate.read_items("task", "grouped")}
+    modality = {item["question_id"]: item for item in read_items("modality", "grouped")}
+    task = {item["question_id"]: item for item in read_items("task", "grouped")}
     assert removed in modality
     assert not modality[removed]["task_test"]
     assert removed not in task
@@ -94,7 +95,7 @@ def test_a_checkpoint_is_tested_on_its_own_axis(root: Path) -> None:
 
 
 def test_a_checkpoint_of_a_fold_is_tested_on_its_fold_and_the_base_on_all(root: Path) -> None:
-    everything = {item["question_id"] for item in evaluate.read_items("modality", "grouped")}
+    everything = {item["question_id"] for item in read_items("modality", "grouped")}
     for axis, slugs in AXES.items():
         for slug in slugs:
             tested = read_split(layout.split(axis, slug, "test", "grouped"))
@@ -102,14 +103,14 @@ def test_a_checkpoint_of_a_fold_is_tested_on_its_fold_and_the_base_on_all(root: 
                 own = [each for each in tested if len(each["image"]) % 2 == number % 2]
                 write_json(layout.split(axis, fold_slug(slug, number), "test", "grouped"), own)
     first, second = (
-        {item["question_id"] for item in evaluate.read_items("modality", "grouped", number)}
+        {item["question_id"] for item in read_items("modality", "grouped", number)}
         for number in (1, 2)
     )
     assert first
     assert second
     assert first | second == everything
     assert not first & second
-    assert len(evaluate.read_items("modality", "grouped")) == len(everything)
+    assert len(read_items("modality", "grouped")) == len(everything)
 
 
 def test_an_untrained_checkpoint_is_named_with_the_command_that_trains_it(

@@ -32,7 +32,7 @@ from stages.corpus.quarantine.ledger import RecordLocation, Row, read_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.released_join import NONE_RELEASED
 from stages.predictions.schema import LEFT_OUT
-from stages.profiles.proposal import with_folds
+from stages.profiles.proposals.propose import with_folds
 from stages.reporting import build, figures
 from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import percent, signed

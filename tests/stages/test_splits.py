@@ -30,7 +30,7 @@ from stages.corpus.splitting.data_tests import RECORD_TESTS, read_results
 from stages.corpus.splitting.drawing import random
 from stages.corpus.splitting.leaks import read_leaks, total
 from stages.corpus.splitting.released_join import NONE_RELEASED
-from stages.profiles.proposal import with_folds
+from stages.profiles.proposals.propose import with_folds
 from stages.taxonomy import fold_slug
 from tests.conftest import ROOT, MakeRecord, Raw, RunStage, change_params
 from tests.omnimedvqa import AXES, MODALITIES, QUESTION_TYPES

@@ -30,7 +30,10 @@ class Evaluate(SettingsGroup):
     """
     max_new_tokens: PositiveInt
     ablations: bool
-    """Also evaluate every question with a black image and with another image of its modality."""
+    """Also evaluate every question in variants: with black images and with others of its modality;
+    if it shows several, without one, in another order and with one alone; if it has a context,
+    without and with another.
+    """
 
 
 class Report(SettingsGroup):
@@ -61,6 +64,11 @@ class Retrain(SettingsGroup):
     max_refused: Annotated[float, Field(ge=0, le=1)]
     """Largest share of new records that download and resize may refuse together. Each stage has
     already stopped if it refused more than the group `quarantine` allows.
+    """
+    max_unused: Share = 0.0
+    """Share of the new questions that may be in none of the files of splits.released, with
+    splits.kind released: they are neither trained on nor tested. More refuses the data, fewer are
+    reported.
     """
     warn_drift: Share
     """Jensen-Shannon distance from the champion's corpus, per feature and modality, that is

@@ -33,7 +33,7 @@ def explain(error: ValidationError, prefix: str, model: type[BaseModel], given: 
             shown = f" = {problem['input']!r}" if is_value else ""
             if path:
                 message = f"{message[:1].lower()}{message[1:]}"
-            reasons.setdefault(f"{key}{shown}: " if path else "", []).append(message)
+            reasons.setdefault(f"{key}{shown}: " if key else "", []).append(message)
     lines = []
     for key, messages in reasons.items():
         lines += [f"{key}{'; or '.join(messages)}"] if key else messages

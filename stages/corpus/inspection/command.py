@@ -105,8 +105,12 @@ def print_inspection(path: Path, inspection: Inspection, status: str) -> None:
     if any(count > 1 for count in inspection.shown):
         numbers = [f"{count} in {questions}" for count, questions in inspection.shown.items()]
         console.print(f"Images that a question shows: {', '.join(numbers)} questions")
+    if inspection.volumes:
+        console.print(_describe_volumes(inspection))
     for line in inspection.slices.lines():
         console.print(escape(plain(line)), soft_wrap=True)
+    if inspection.contexts:
+        console.print(f"Questions with a context: {inspection.contexts}")
     if not inspection.decoded:
         console.print("Images were not decoded (--no-images): some may still be refused.")
     for finding in inspection.findings:
@@ -125,6 +129,16 @@ def print_inspection(path: Path, inspection: Inspection, status: str) -> None:
         f"\nread {inspection.read} records: {inspection.usable} usable,"
         f" {inspection.refused} refused: [bold]{status}[/]"
     )
+
+
+def _describe_volumes(inspection: Inspection) -> str:
+    planes: Counter[str] = Counter()
+    for facts, count in inspection.volumes.items():
+        planes[facts.plane] += count
+    slices = [facts.frames for facts in inspection.volumes]
+    extent = f"{min(slices)} to {max(slices)}" if len(set(slices)) > 1 else str(slices[0])
+    stored = ", ".join(f"{plane} {count}" for plane, count in sorted(planes.items()))
+    return f"Volumes: {planes.total()}, of {extent} slices or frames; stored: {stored}"
 
 
 def _table(inspection: Inspection) -> Table:

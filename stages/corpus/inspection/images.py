@@ -22,7 +22,8 @@ from stages.corpus.images.frames import Slices, describe_frames, wanted_frames
 from stages.corpus.images.resizer import ImageResult, check_modality, describe
 from stages.corpus.images.shown import add_images
 from stages.corpus.inspection.findings import Findings
-from stages.corpus.inspection.volumes import VolumeSize, VolumeSlices
+from stages.corpus.inspection.slices import VolumeSize, VolumeSlices
+from stages.corpus.inspection.volumes import VolumeFacts, stored_plane
 from stages.corpus.quarantine.advice import DUPLICATE_IMAGES
 from stages.corpus.records.patients import ids_of_file, refuse_mixed_patients
 from stages.corpus.records.records import Reading, Record, refuse
@@ -43,10 +44,18 @@ class _DecodedImage(NamedTuple):
     """As stage resize adds to a record."""
     frames: Mapping[int, ImageFacts] = {}
     """Those of a volume that questions show."""
-    size: VolumeSize | None = None
-    """None if it is no volume."""
     patients: Mapping[str, bytes] = {}
     """File -> hashed PatientID, of DICOM files."""
+    size: VolumeSize | None = None
+    """None if it is no volume, as is `volume`."""
+    volume: VolumeFacts | None = None
+
+
+class Decodable(NamedTuple):
+    """Records whose images can be decoded, and the volumes among these, by image path."""
+
+    records: list[Record]
+    volumes: Mapping[str, VolumeFacts]
 
 
 def decodable(
@@ -56,7 +65,7 @@ def decodable(
     params: Params,
     findings: Findings,
     slices: VolumeSlices,
-) -> list[Record]:
+) -> Decodable:
     """Records whose images can be decoded, as after stage resize; notes images of the same bytes.
 
     Their `image` is the path in the corpus. `files`: image path -> its files, several for a series;
@@ -74,11 +83,11 @@ def decodable(
             fields = add_images(record, results, images.frames, _STORE, params.volume)
         except RefusedRecord as refusal:
             findings.refuse(refuse(record, refusal.what, refusal.why, refusal.reason))
-            slices.add(record, images.volumes, usable=False)
+            slices.add(record, images.sizes, usable=False)
         else:
-            slices.add(record, images.volumes, usable=True)
+            slices.add(record, images.sizes, usable=True)
             usable.append(replace(record, fields=fields | {"image": record.image_path}))
-    return usable
+    return Decodable(usable, images.volumes)
 
 
 @dataclass
@@ -87,10 +96,11 @@ class _Images:
 
     results: dict[str, dict[str, ImageResult]] = field(default_factory=lambda: defaultdict(dict))
     frames: dict[str, Mapping[int, ImageFacts]] = field(default_factory=dict)
-    volumes: dict[str, VolumeSize] = field(default_factory=dict)
-    """Those of several slices or frames."""
     patients: dict[str, bytes] = field(default_factory=dict)
     """File -> hashed PatientID."""
+    sizes: dict[str, VolumeSize] = field(default_factory=dict)
+    """Those of several slices or frames, as are `volumes`."""
+    volumes: dict[str, VolumeFacts] = field(default_factory=dict)
 
 
 def _decode_all(
@@ -121,9 +131,11 @@ def _decode_all(
             error = image.error or image.modality_errors.get(slug)
             images.results[slug][image.path] = error or image.metadata
         images.frames[image.path] = image.frames
-        if image.size is not None:
-            images.volumes[image.path] = image.size
         images.patients |= image.patients
+        if image.size is not None:
+            images.sizes[image.path] = image.size
+        if image.volume is not None:
+            images.volumes[image.path] = image.volume
         original = image.path if image.error else first.setdefault(image.digest, image.path)
         if original != image.path:
             findings.note(DUPLICATE_IMAGES, image.path, original, "the same bytes as this one")
@@ -142,6 +154,7 @@ def _decode(
     digest = hashlib.sha256()
     wrong = {}
     patients: dict[str, bytes] = {}
+    volume = None
     try:
         contents = [corpus.fetch(name) for name in names]
         for name, content in zip(names, contents, strict=True):
@@ -157,8 +170,12 @@ def _decode(
             folder=names != [path],
             slices_named=any(slices),
         )
-        wanted = wanted_frames(len(image.frames), params.volume, slices) if image.frames else ()
-        frames = describe_frames(image.frames, wanted)
+        frames = {}
+        if image.frames:
+            wanted = wanted_frames(len(image.frames), params.volume, slices)
+            frames = describe_frames(image.frames, wanted)
+            plane = stored_plane(contents, len(image.frames), params.dicom)
+            volume = VolumeFacts(len(image.frames), plane)
         for slug in modalities:
             try:
                 check_modality(image, params.taxonomy.modalities.categories[slug])
@@ -173,4 +190,6 @@ def _decode(
     if image.frames:
         metadata["frames"] = len(image.frames)
         size = VolumeSize(len(image.frames), image.representative)
-    return _DecodedImage(path, digest.digest()[:16], None, wrong, metadata, frames, size, patients)
+    return _DecodedImage(
+        path, digest.digest()[:16], None, wrong, metadata, frames, patients, size, volume
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,8 @@ from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.inspection.findings import CorpusFinding, Findings
 from stages.corpus.inspection.images import decodable
-from stages.corpus.inspection.volumes import VolumeSlices
+from stages.corpus.inspection.slices import VolumeSlices
+from stages.corpus.inspection.volumes import QuestionImages, VolumeFacts, count_question_images
 from stages.corpus.quarantine.advice import (
     IGNORED_COLUMNS,
     MISSING_SPLITS,
@@ -37,8 +38,8 @@ from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.records.texts import decode as decode_text
 from stages.corpus.splitting.data_tests import judge_corpus
-from stages.corpus.splitting.drawing import draw_folds, draw_splits
-from stages.corpus.splitting.draws import Draw
+from stages.corpus.splitting.drawing import draw_folds, draw_splits, make_item
+from stages.corpus.splitting.draws import Draw, Item
 from stages.corpus.splitting.expectations import contradictions
 from stages.corpus.splitting.released import read_released
 from stages.corpus.splitting.released_join import join
@@ -70,10 +71,13 @@ _DOCUMENTS: Final = (
 class Inspection:
     """Result of an inspection: read = usable + refused.
 
-    `questions`: (modality, question type) -> usable ones; `images`: number per modality; `shown`:
-    images of a question -> questions that show as many, empty if no image was decoded; `slices`:
-    what questions show of volumes; `axes`: those of the project; `splits`: axis -> slug -> training
-    and test questions of the kind in use, empty if no image was decoded.
+    `questions`: (modality, question type) -> usable ones; `images`: number per modality; `axes`:
+    those of the project. All else needs decoded images, and is empty or 0 without them: `shown`:
+    images of a question -> questions that show as many; `slices`: what questions show of volumes;
+    `splits`: axis -> slug -> training and test questions of the kind in use, and `tests`: axis ->
+    all of the latter; `volumes`: slices and plane -> volumes; `question_images`: what questions
+    show -> questions that do; `contexts`: questions that have one; `longest`: the question of most
+    characters, context included.
     """
 
     layout: str
@@ -88,6 +92,11 @@ class Inspection:
     splits: dict[str, dict[str, tuple[int, int]]]
     decoded: bool
     findings: list[CorpusFinding]
+    volumes: dict[VolumeFacts, int]
+    question_images: dict[QuestionImages, int]
+    contexts: int
+    longest: Item | None
+    tests: dict[str, list[Item]]
 
     @property
     def refused(self) -> int:
@@ -115,13 +124,14 @@ def inspect(
         findings.refuse(row)
     _note_ignored_columns(corpus, findings)
     usable = reading.records
-    splits: dict[str, dict[str, tuple[int, int]]] = {}
+    draw: Draw = {}
+    volumes: Mapping[str, VolumeFacts] = {}
     _note_unused_images(corpus, set(chain.from_iterable(files.values())), findings)
     slices = VolumeSlices(params.volume, examples)
     if images:
-        usable = decodable(corpus, usable, files, params, findings, slices)
+        usable, volumes = decodable(corpus, usable, files, params, findings, slices)
         is_complete = _note_missing_splits(usable, params.taxonomy.axes, findings)
-        splits = _run_data_tests(usable, params, findings, is_complete=is_complete)
+        draw = _run_data_tests(usable, params, findings, is_complete=is_complete)
     else:
         _note_missing_splits(usable, params.taxonomy.axes, findings)
     shown = Counter(len(record.fields.get(SHOWN, [""])) for record in usable)
@@ -139,9 +149,17 @@ def inspect(
         shown=dict(sorted(shown.items())) if images else {},
         slices=slices,
         axes=params.taxonomy.axes,
-        splits=splits,
+        splits={
+            axis: {slug: (len(train), len(test)) for slug, (train, test) in slugs.items()}
+            for axis, slugs in draw.items()
+        },
         decoded=images,
         findings=findings.ordered(),
+        volumes=dict(sorted(Counter(volumes.values()).items())),
+        question_images=count_question_images(usable, volumes) if images else {},
+        contexts=sum(record.context is not None for record in usable) if images else 0,
+        longest=max(map(make_item, usable), key=_length, default=None) if images else None,
+        tests={axis: _tests(slugs) for axis, slugs in draw.items()},
     )
 
 
@@ -167,6 +185,11 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
         "images_decoded": inspection.decoded,
         "images_per_question": {str(count): number for count, number in inspection.shown.items()},
         "slices": inspection.slices.as_json() if inspection.decoded else None,
+        "questions_with_context": inspection.contexts,
+        "volumes": [
+            {"slices": facts.frames, "plane": facts.plane, "volumes": count}
+            for facts, count in inspection.volumes.items()
+        ],
         "findings": [
             {
                 "kind": finding.kind,
@@ -178,6 +201,14 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
             for finding in inspection.findings
         ],
     }
+
+
+def _length(item: Item) -> int:
+    return len(item["problem"]) + len(item.get("context", ""))
+
+
+def _tests(slugs: Mapping[str, tuple[Sequence[Item], Sequence[Item]]]) -> list[Item]:
+    return list(chain.from_iterable(test for _, test in slugs.values()))
 
 
 def _is_csv(name: str) -> bool:
@@ -221,8 +252,8 @@ def _run_data_tests(
     findings: Findings,
     *,
     is_complete: bool,
-) -> dict[str, dict[str, tuple[int, int]]]:
-    """Run the data tests of stage splits on the splits that it would draw; sizes of these.
+) -> Draw:
+    """Run the data tests of stage splits on the splits that it would draw; the draw, or first fold.
 
     Those that need questions of all modalities and types count only if the corpus `is_complete`.
     Contradictory labels are listed even if they are within their limit.
@@ -243,10 +274,7 @@ def _run_data_tests(
             findings.data_test(replace(result, examples=contradictions(full).examples))
         elif is_judged and result.outcome == "failed":
             findings.data_test(result)
-    return {
-        axis: {slug: (len(train), len(test)) for slug, (train, test) in slugs.items()}
-        for axis, slugs in folds[0].items()  # all are of about one size
-    }
+    return folds[0]  # all are of about one size
 
 
 def _join_released(

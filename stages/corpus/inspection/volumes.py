@@ -1,137 +1,117 @@
-"""Slices of volumes that questions show, for the corpus check."""
+"""Volumes of a corpus and the questions about them: what settings of `volume` have to fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
 
-from stages.core.params import Volume
-from stages.corpus.images.frames import shown_frames
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.core.params import Dicom
+from stages.corpus.dicom.headers.preamble import is_dicom
+from stages.corpus.images.decoding import ImageError
 from stages.corpus.records.records import Record
+from stages.corpus.volumes.signatures import is_nifti
+
+StoredPlane = Literal["axial", "coronal", "sagittal", "oblique", "unknown"]
+"""The plane of a volume's slices as they are stored; "oblique": no plane can be cut through it."""
+
+_PLANE_ACROSS: Final[tuple[StoredPlane, ...]] = ("sagittal", "coronal", "axial")
+"""Axis of the patient that slices follow each other along -> their plane."""
 
 
-class VolumeSize(NamedTuple):
-    """Number of slices or frames of a volume, and the index of the one that stands for it."""
+class VolumeFacts(NamedTuple):
+    """Slices or frames of a volume, and how they lie in the patient."""
 
-    slice_count: int
-    representative: int
-
-
-class SliceExample(NamedTuple):
-    """Slices, counted from 1, that a question shows or names of a volume of `slice_count`."""
-
-    where: str
-    image: str
-    slices: tuple[int, ...]
-    slice_count: int
-
-    def __str__(self) -> str:
-        """As in "slices 4, 2 of 5 of Images/chest (ward.csv, line 3 (q7))"."""
-        numbers = ", ".join(map(str, self.slices))
-        noun = "slice" if len(self.slices) == 1 else "slices"
-        return f"{noun} {numbers} of {self.slice_count} of {self.image} ({self.where})"
+    frames: int
+    plane: StoredPlane
 
 
-@dataclass
-class SliceQuestions:
-    """Questions of one kind about volumes, and the first examples."""
+class QuestionImages(NamedTuple):
+    """What a question shows: its own number of images, and volumes that settings choose from."""
 
-    questions: int = 0
-    examples: list[SliceExample] = field(default_factory=list)
+    fixed: int
+    """Images that are no volumes, and slices that the question names."""
+    volumes: tuple[int, ...]
+    """Slices of each volume of which `volume.frames` and `volume.selection` choose."""
 
-    def add(self, example: SliceExample, limit: int) -> None:
-        """Count a question; `limit`: of examples."""
-        self.questions += 1
-        if len(self.examples) < limit:
-            self.examples.append(example)
-
-    def lines(self, which: str) -> list[str]:
-        """Their number with the examples; none if there are none. `which`: whose slices."""
-        if not self.questions:
-            return []
-        lines = [f"  {which}: {self.questions} question(s)"]
-        lines += [f"  - {example}" for example in self.examples]
-        if more := self.questions - len(self.examples):
-            lines.append(f"  - and {more} more")
-        return lines
-
-    def as_json(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "questions": self.questions,
-            "examples": [example._asdict() for example in self.examples],
-        }
+    def shown(self, frames: int) -> int:
+        """Images that the question shows if it shows so many of each volume."""
+        return self.fixed + sum(min(frames, count) for count in self.volumes)
 
 
-class VolumeSlices:
-    """What the questions of a corpus show of its volumes.
+def count_question_images(
+    records: Iterable[Record], volumes: Mapping[str, VolumeFacts]
+) -> dict[QuestionImages, int]:
+    """What questions show -> how many show it. `volumes`: by image_path."""
+    counts: Counter[QuestionImages] = Counter()
+    for record in records:
+        chosen = [] if record.slices else [path for path in record.image_paths if path in volumes]
+        fixed = len(record.slices) or len(record.image_paths) - len(chosen)
+        counts[QuestionImages(fixed, tuple(volumes[path].frames for path in chosen))] += 1
+    return dict(sorted(counts.items()))
 
-    Args:
-        settings: What is shown where a question names no slices.
-        max_examples: Per kind of question.
+
+def stored_plane(contents: Sequence[bytes], frames: int, settings: Dicom) -> StoredPlane:
+    """The plane of the slices of a volume that can be decoded: of a file, or of a folder's files.
+
+    "unknown" for what says nothing of it, as image files and clips do.
     """
+    try:
+        directions = _directions(contents, frames, settings)
+    except ImageError:  # a damaged element that a question about one slice does not need
+        return "unknown"
+    if directions is None:
+        return "unknown"
+    # imports nibabel, which most corpora do not need
+    from stages.corpus.volumes.planes import plane_orientation
 
-    def __init__(self, settings: Volume, max_examples: int) -> None:
-        self.settings = settings
-        self._max_examples = max_examples
-        self.selected = SliceQuestions()
-        """Usable questions that show what the settings select."""
-        self.named = SliceQuestions()
-        """Usable questions that name their slices."""
-        self.outside = SliceQuestions()
-        """Questions that name slices which their volume does not have: they are refused."""
+    plane = _PLANE_ACROSS[int(np.abs(directions[:3, 2]).argmax())]
+    try:
+        plane_orientation(directions, "axial")
+    except ImageError:
+        return "oblique"
+    return plane
 
-    def add(self, record: Record, sizes: Mapping[str, VolumeSize], *, usable: bool) -> None:
-        """Count a question, with the first of its volumes as an example.
 
-        `sizes`: image path -> size of each volume; other images are not in it.
-        """
-        path = next((path for path in record.image_paths if path in sizes), None)
-        if path is None:
-            return
-        size = sizes[path]
-        outside = tuple(number for number in record.slices if number > size.slice_count)
-        if outside:
-            self._add(self.outside, record, path, outside, size)
-        elif usable and record.slices:
-            self._add(self.named, record, path, record.slices, size)
-        elif usable:
-            indices = shown_frames(size.slice_count, self.settings, ()) or (size.representative,)
-            numbers = tuple(index + 1 for index in indices)
-            self._add(self.selected, record, path, numbers, size)
+def _directions(
+    contents: Sequence[bytes], frames: int, settings: Dicom
+) -> NDArray[np.float64] | None:
+    """(4, 4), directions of unit length of the axes of a volume (RAS+); None if they are unknown.
 
-    def _add(
-        self,
-        kind: SliceQuestions,
-        record: Record,
-        path: str,
-        slices: tuple[int, ...],
-        size: VolumeSize,
-    ) -> None:
-        example = SliceExample(str(record.location), path, slices, size.slice_count)
-        kind.add(example, self._max_examples)
+    Raises ImageError.
+    """
+    first = contents[0]
+    if is_dicom(first):
+        return _dicom_directions(first, frames if len(contents) == 1 else 1, settings)
+    if len(contents) == 1 and is_nifti(first):
+        return _nifti_directions(first, settings)
+    return None
 
-    def lines(self) -> list[str]:
-        """What a person reads: settings, and each kind of question; none without volumes."""
-        if not any(kind.questions for kind in (self.selected, self.named, self.outside)):
-            return []
-        volume = self.settings
-        window = "null" if volume.window is None else str(volume.window)
-        lines = [
-            f"Slices of volumes (volume in params.yaml: plane {volume.plane}, frames"
-            f" {volume.frames}, selection {volume.selection}, window {window}):"
-        ]
-        lines += self.selected.lines("selected by these settings")
-        lines += self.named.lines("named by questions")
-        lines += self.outside.lines("named by questions, and not in their volume (refused)")
-        return lines
 
-    def as_json(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "settings": self.settings.model_dump(mode="json", exclude={"max_images"}),
-            "selected": self.selected.as_json(),
-            "named": self.named.as_json(),
-            "outside": self.outside.as_json(),
-        }
+def _dicom_directions(content: bytes, frames: int, settings: Dicom) -> NDArray[np.float64] | None:
+    """(4, 4), the directions of columns, rows and slices (RAS+); None if they are unknown."""
+    from stages.corpus.dicom.stacking import read_places
+
+    place = read_places(content, frames, settings)[0]
+    if place.orientation is None:
+        return None
+    directions = np.eye(4)
+    directions[:3, 0] = place.orientation[:3]
+    directions[:3, 1] = place.orientation[3:]
+    directions[:3, 2] = place.normal
+    return np.asarray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ directions)
+
+
+def _nifti_directions(content: bytes, settings: Dicom) -> NDArray[np.float64] | None:
+    """(4, 4), the file's affine with axes of unit length; None if it has none."""
+    from stages.corpus.volumes.nifti import read_nifti
+
+    affine = read_nifti(content, settings).affine
+    if affine is None:
+        return None
+    directions = np.eye(4)
+    directions[:3, :3] = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return directions

@@ -2,7 +2,8 @@
 
 Every `.json` and `.json.gz` below a folder is one part, train or test, of the split of one modality
 or question type, as its path says. Lists of items with more fields, such as our own split files,
-are read too.
+are read too: an item may say which `images` it is about, in order, which `slices` of a volume, and
+what is known of the patient, as records do.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import gzip
 import hashlib
 import json
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -20,7 +22,9 @@ from stages.core.errors import InputError
 from stages.corpus.dataset.paths import is_left_behind
 from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.corpus.dataset.split_paths import SplitPath, parse_split_path
-from stages.corpus.records.texts import find_name_problem, find_text_problem
+from stages.corpus.records.context import context_of, written_context
+from stages.corpus.records.images import SEVERAL, read_slices
+from stages.corpus.records.texts import RefusedRecord, find_name_problem, find_text_problem
 from stages.taxonomy import Axis, Taxonomy, Vocabulary
 
 _GZIP: Final = b"\x1f\x8b"
@@ -45,6 +49,19 @@ class ReleasedQuestion:
     options: tuple[str, ...] = ()
     gold: str = ""
     fault: str = ""
+    images: tuple[str, ...] = ()
+    """All images in order; empty if the item says nothing but `image`."""
+    slices: tuple[int, ...] = ()
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """Context fields of the item; empty if it has none."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What makes it another question: of a plain one, its three texts."""
+        return [
+            *(self.image, self.problem, self.solution),
+            *filter(None, (self.images, self.slices, self.context)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -60,9 +77,7 @@ class ReleasedFile:
     @property
     def digest(self) -> str:
         """SHA-256 of the items without their order, by which a split is recognised."""
-        items = sorted(
-            json.dumps([each.image, each.problem, each.solution]) for each in self.questions
-        )
+        items = sorted(json.dumps(each.identity, sort_keys=True) for each in self.questions)
         return hashlib.sha256("\n".join(items).encode()).hexdigest()
 
 
@@ -186,28 +201,61 @@ def _read_list(path: Path) -> list[Any]:
 
 def _question(index: int, item: object) -> ReleasedQuestion:
     texts = item if isinstance(item, dict) else {}
+    images = texts.get(SEVERAL)
     image, problem, solution = (
         value if isinstance(value := texts.get(key), str) else ""
         for key in ("image", "problem", "solution")
     )
+    if not image and isinstance(images, list) and images and isinstance(images[0], str):
+        image = images[0]
+    plain = ReleasedQuestion(index, image, problem, solution)
     if not (image and problem and solution):
-        fault = f"image, problem or solution is missing in {item!r:.80}"
-        return ReleasedQuestion(index, image, problem, solution, fault=fault)
-    for name, problem_found in (
-        ("image", find_name_problem(image)),
-        ("problem", find_text_problem(problem)),
-    ):
-        if problem_found is not None:
-            fault = f"{name} {problem_found.why}"
-            return ReleasedQuestion(index, image, problem, solution, fault=fault)
+        return replace(plain, fault=f"image, problem or solution is missing in {item!r:.80}")
     try:
-        question, options = parse_problem(problem)
-        gold = parse_solution(solution)
+        return _parsed(plain, texts)
+    except RefusedRecord as error:
+        return replace(plain, fault=error.why)
     except ValueError as error:
-        return ReleasedQuestion(index, image, problem, solution, fault=str(error))
+        return replace(plain, fault=str(error))
+
+
+def _parsed(plain: ReleasedQuestion, item: Mapping[str, Any]) -> ReleasedQuestion:
+    """The question with what its texts mean; ValueError or RefusedRecord if they are unusable."""
+    for name, problem in (
+        ("image", find_name_problem(plain.image)),
+        ("problem", find_text_problem(plain.problem)),
+    ):
+        if problem is not None:
+            raise ValueError(f"{name} {problem.why}")
+    question, options = parse_problem(plain.problem)
+    gold = parse_solution(plain.solution)
     if gold not in options:
-        fault = f"{gold} is not one of the options {', '.join(options)}"
-        return ReleasedQuestion(index, image, problem, solution, fault=fault)
-    return ReleasedQuestion(
-        index, image, problem, solution, question, tuple(options.values()), gold
+        raise ValueError(f"{gold} is not one of the options {', '.join(options)}")
+    images = _images(item)
+    slices = read_slices(item, images or (plain.image,))
+    context = written_context(item)
+    context_of(context)
+    return replace(
+        plain,
+        question=question,
+        options=tuple(options.values()),
+        gold=gold,
+        images=images,
+        slices=slices,
+        context=context,
     )
+
+
+def _images(item: Mapping[str, Any]) -> tuple[str, ...]:
+    """The images that an item lists, if it does; ValueError if that is no list of paths."""
+    images = item.get(SEVERAL)
+    if images is None:
+        return ()
+    if not isinstance(images, list) or not images:
+        raise ValueError(f"{SEVERAL} is {images!r:.60}, not a list of paths")
+    for number, path in enumerate(images, start=1):
+        if not isinstance(path, str):
+            raise ValueError(f"image {number} of {SEVERAL} is not a path")
+        if problem := find_name_problem(path):
+            raise ValueError(f"image {number} of {SEVERAL} {problem.why}")
+    return tuple(images)

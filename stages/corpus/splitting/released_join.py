@@ -1,7 +1,9 @@
 """Join released questions to the records of the corpus, by image path and question.
 
-A question that joins keeps its released text and letters; its image, id and data set are the
-record's. Every other one is listed with its fault: nothing is matched by resemblance.
+A question that joins keeps its released text and letters; its images, context, id and data set are
+the record's. What a released file says of further images and the context must agree with the
+record; where it says nothing, the record's are used. Every other one is listed with its fault:
+nothing is matched by resemblance.
 """
 
 from __future__ import annotations
@@ -9,18 +11,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum, unique
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stages.corpus.dataset.paths import IMAGES
+from stages.corpus.dataset.split_files import images_of
 from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.records.records import Record
 from stages.corpus.splitting.drawing import make_item
 from stages.corpus.splitting.draws import Draw, Item
 from stages.corpus.splitting.released import Released, ReleasedFile, ReleasedQuestion
+from stages.corpus.splitting.released_match import JoinFault, Miss, match_contents, path_forms
 from stages.taxonomy import AXIS_NAMES, Axes
 
 NONE_RELEASED: Final[dict[str, Any]] = {
@@ -34,28 +36,6 @@ NONE_RELEASED: Final[dict[str, Any]] = {
 }
 """The content of data/released.json if no split files of others are used."""
 _EXCERPT: Final = 120
-
-
-@unique
-class JoinFault(StrEnum):
-    """Why a released question does not join, for programs to compare."""
-
-    UNREADABLE = "unreadable"
-    """Not an item with image, problem and solution."""
-    IMAGE_MISSING = "image-missing"
-    """No record of the corpus has this image, or it was refused (data/quarantine)."""
-    QUESTION_MISSING = "question-missing"
-    """The image has other questions in the corpus, or this one was refused."""
-    OPTIONS_DIFFER = "options-differ"
-    """The question has other options in the corpus, or the same ones in another order."""
-    ANSWER_DIFFERS = "answer-differs"
-    """The question has another answer in the corpus."""
-    REPEATED = "repeated"
-    """The file has this question already."""
-    MODALITY_DIFFERS = "modality-differs"
-    """The file is of another modality than the record."""
-    TWO_TYPES = "two-types"
-    """Files of two question types have this question; the first one keeps it."""
 
 
 @dataclass(frozen=True)
@@ -189,21 +169,26 @@ class _Index:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._by_image: dict[str, list[Record]] = defaultdict(list)
+        self._by_further_image: dict[str, list[Record]] = defaultdict(list)
         self._by_id: dict[str, Record] = {}
         for record in records:
             self._by_id[record.question_id] = record
             for path in {record.image_path, record.fields["image"]}:
                 self._by_image[path].append(record)
+            for path in {*record.image_paths, *images_of(make_item(record))}:
+                self._by_further_image[path].append(record)
 
-    def of_image(self, path: str) -> list[Record]:
-        """The records of an image; what stands before an `Images/` in a path is not compared."""
-        while path not in self._by_image:
-            _, slash, below = f"/{path}".partition(f"/{IMAGES}")
-            if not slash:
-                return []
-            # a path that begins with Images/ and is none: what follows may have it once more
-            path = below if path.startswith(IMAGES) else f"{IMAGES}{below}"
-        return self._by_image[path]
+    def of_image(self, question: ReleasedQuestion) -> list[Record]:
+        """The records of a question's image; what stands before an `Images/` is not compared.
+
+        Of a question that lists its images, the first may be a further one of a record, whose order
+        is another.
+        """
+        indices = [self._by_image, *([self._by_further_image] if question.images else [])]
+        for index, path in product(indices, path_forms(question.image)):
+            if path in index:
+                return index[path]
+        return []
 
     def typed(self, types: Mapping[str, str]) -> list[Record]:
         """The records that have a released type."""
@@ -226,7 +211,7 @@ def _join_file(file: ReleasedFile, index: _Index, taken: _Taken) -> JoinedFile:
     used: set[str] = set()
     for question in file.questions:
         match = _find(question, file, index, used, taken)
-        if isinstance(match, _Miss):
+        if isinstance(match, Miss):
             image, problem = (
                 safe_text(text[:_EXCERPT]) for text in (question.image, question.problem)
             )
@@ -249,38 +234,20 @@ def _join_file(file: ReleasedFile, index: _Index, taken: _Taken) -> JoinedFile:
     return JoinedFile(file, tuple(items), tuple(lost))
 
 
-class _Miss(NamedTuple):
-    fault: JoinFault
-    found: str
-    """What the corpus has instead."""
-
-
 def _find(
     question: ReleasedQuestion,
     file: ReleasedFile,
     index: _Index,
     used: set[str],
     taken: _Taken,
-) -> Record | _Miss:
+) -> Record | Miss:
     """The record of a question of a file, none of `used`."""
-    if question.fault:
-        return _Miss(JoinFault.UNREADABLE, question.fault)
-    of_image = index.of_image(question.image)
-    if not of_image:
-        return _Miss(JoinFault.IMAGE_MISSING, "")
-    asked = [each for each in of_image if _same(each.question, question.question)]
-    if not asked:
-        return _Miss(JoinFault.QUESTION_MISSING, f"the corpus asks {of_image[0].question!r:.80}")
-    offered = [each for each in asked if _same_options(each.options, question.options)]
-    if not offered:
-        options = " | ".join(asked[0].options)
-        return _Miss(JoinFault.OPTIONS_DIFFER, f"in the corpus: {options:.120}")
-    answered = [each for each in offered if each.gold == question.gold]
-    if not answered:
-        return _Miss(JoinFault.ANSWER_DIFFERS, f"in the corpus: {offered[0].gold}")
-    unused = [each for each in answered if each.question_id not in used]
+    known = match_contents(question, index.of_image(question))
+    if isinstance(known, Miss):
+        return known
+    unused = [each for each in known if each.question_id not in used]
     if not unused:
-        return _Miss(JoinFault.REPEATED, f"as {answered[0].question_id}")
+        return Miss(JoinFault.REPEATED, f"as {known[0].question_id}")
     is_task = file.axis == "task"
 
     def other_type(record: Record) -> bool:
@@ -296,16 +263,7 @@ def _find(
         ),
     )
     if not is_task and record.modality != file.slug:
-        return _Miss(JoinFault.MODALITY_DIFFERS, f"in the corpus: {record.modality}")
+        return Miss(JoinFault.MODALITY_DIFFERS, f"in the corpus: {record.modality}")
     if other_type(record):
-        return _Miss(JoinFault.TWO_TYPES, f"also {taken.types[record.question_id]}")
+        return Miss(JoinFault.TWO_TYPES, f"also {taken.types[record.question_id]}")
     return record
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two texts are equal but for white space, which forms of questions change."""
-    return one == other or one.split() == other.split()
-
-
-def _same_options(some: Sequence[str], others: Sequence[str]) -> bool:
-    return len(some) == len(others) and all(map(_same, some, others))

@@ -112,6 +112,11 @@ def test_the_check_finds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert slices["outside"] == {"questions": 0, "examples": []}
     assert block("text") in capsys.readouterr().out
+    assert report["volumes"] == [
+        {"slices": 5, "plane": "axial", "volumes": 1},
+        {"slices": 30, "plane": "unknown", "volumes": 1},
+    ]
+    assert report["questions_with_context"] == 2
     text = json.dumps(report)
     assert "different patients" in text
     assert "about 161 slices seem to be missing" in text

@@ -19,11 +19,11 @@ from stages.corpus.records.records import Record
 from stages.corpus.splitting.released import read_released
 from stages.corpus.splitting.released_join import (
     Joined,
-    JoinFault,
     check_joined,
     in_train_and_test,
     join,
 )
+from stages.corpus.splitting.released_match import JoinFault
 from tests.omnimedvqa import AXES
 
 TAXONOMY = shipped_taxonomy()
@@ -297,3 +297,113 @@ def test_a_file_is_recognised_in_any_order_and_packing_but_not_with_other_texts(
     write(tmp_path / "c", "ct_test.json", [item(1), item(2, solution="<answer> A </answer>")])
     digests = [read_released(tmp_path / name, TAXONOMY).files[0].digest for name in "abc"]
     assert digests[0] == digests[1] != digests[2]
+
+
+VIEWS = ("Images/Set/1.png", "Images/Set/1b.png")
+STORED = [f"data/images/ct/{path}.png" for path in ("Set/1", "Set/1b")]
+FRAMES = [f"data/images/ct/@frames/vol/{number:04d}.png" for number in (3, 8)]
+
+
+def of_two(**changes: Any) -> Record:
+    """The first record, about two views and with a context."""
+    fields = {
+        "image": STORED[0],
+        "shown": STORED,
+        "age": "54",
+        "indication": "cough",
+    }
+    values = {
+        "image_paths": VIEWS,
+        "fields": fields,
+        "context": "Age: 54. Indication: cough.",
+    }
+    return record(1, **(values | changes))
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        {},
+        {"images": None, "context": None, "age": ""},
+        {"images": list(VIEWS)},
+        {"images": [f"/mnt/Med/{path}" for path in VIEWS]},
+        {"images": STORED},
+        {"image": None, "images": list(VIEWS)},
+        {"context": "Age: 54. Indication: cough."},
+        {"age": 54, "indication": "cough"},
+        {"indication": "cough"},
+    ],
+)
+def test_images_and_context_are_those_of_the_corpus(tmp_path: Path, says: dict[str, Any]) -> None:
+    write(tmp_path, "ct_test.json", [item(1, **says)])
+    result = joined(tmp_path, of_two())
+    assert not faults(result)
+    (found,) = result.files[0].items
+    assert found["images"] == STORED
+    assert found["context"] == "Age: 54. Indication: cough."
+
+
+@pytest.mark.parametrize(
+    ("says", "of_corpus", "fault"),
+    [
+        ({"images": [VIEWS[0]]}, of_two(), JoinFault.IMAGES_DIFFER),
+        ({"images": [*VIEWS, "Images/Set/1c.png"]}, of_two(), JoinFault.IMAGES_DIFFER),
+        ({"images": [VIEWS[0], "Images/Set/2.png"]}, of_two(), JoinFault.IMAGES_DIFFER),
+        ({"images": list(VIEWS[::-1])}, of_two(), JoinFault.IMAGES_DIFFER),
+        ({"image": None, "images": list(VIEWS[::-1])}, of_two(), JoinFault.IMAGES_DIFFER),
+        ({"images": list(VIEWS)}, record(1), JoinFault.IMAGES_DIFFER),
+        ({"image": VIEWS[1]}, of_two(), JoinFault.IMAGE_MISSING),
+        ({"slices": [3, 8]}, record(1), JoinFault.IMAGES_DIFFER),
+        ({"slices": [8, 3]}, record(1, slices=(3, 8)), JoinFault.IMAGES_DIFFER),
+        ({"context": "fever"}, of_two(), JoinFault.CONTEXT_DIFFERS),
+        ({"indication": "cough", "sex": "F"}, of_two(), JoinFault.CONTEXT_DIFFERS),
+        ({"age": "55"}, of_two(), JoinFault.CONTEXT_DIFFERS),
+        ({"context": "cough"}, record(1), JoinFault.CONTEXT_DIFFERS),
+        ({"images": []}, of_two(), JoinFault.UNREADABLE),
+        ({"images": "Images/Set/1.png"}, of_two(), JoinFault.UNREADABLE),
+        ({"images": [VIEWS[0], 7]}, of_two(), JoinFault.UNREADABLE),
+        ({"images": [VIEWS[0], "Images/\udcff.png"]}, of_two(), JoinFault.UNREADABLE),
+        ({"slices": [0]}, record(1), JoinFault.UNREADABLE),
+        ({"age": "old"}, of_two(), JoinFault.UNREADABLE),
+        ({"indication": "seen by Dr. Miller"}, of_two(), JoinFault.UNREADABLE),
+    ],
+)
+def test_other_images_and_another_context_are_faults(
+    tmp_path: Path, says: dict[str, Any], of_corpus: Record, fault: JoinFault
+) -> None:
+    write(tmp_path, "ct_test.json", [item(1, **says)])
+    result = joined(tmp_path, of_corpus)
+    assert faults(result) == [fault]
+    (lost,) = result.files[0].not_joined
+    for private in ("fever", "cough", "Miller"):
+        assert private not in str(lost)
+
+
+def test_slices_may_be_named_by_number_or_as_the_stored_frames(tmp_path: Path) -> None:
+    fields = {"image": "data/images/ct/vol.png", "shown": FRAMES}
+    volume = record(1, image_paths=("Images/vol",), slices=(3, 8), fields=fields)
+    says: list[dict[str, Any]] = [{}, {"slices": [3, 8]}, {"images": FRAMES}]
+    for number, each in enumerate(says):
+        write(tmp_path / str(number), "ct_test.json", [item(1, image="Images/vol", **each)])
+        assert not faults(joined(tmp_path / str(number), volume))
+
+
+def test_of_two_records_the_one_with_these_images_and_this_context_joins(tmp_path: Path) -> None:
+    fields = {"image": STORED[0], "shown": STORED, "sex": "male"}
+    other = of_two(question_id="Set_1b", fields=fields, context="Sex: male.")
+    write(tmp_path, "ct_test.json", [item(1, sex="M"), item(1, age="54")])
+    found = joined(tmp_path, of_two(), other)
+    assert [each["question_id"] for each in found.files[0].items] == ["Set_1b", "Set_1"]
+
+
+def test_a_file_with_images_or_context_is_another_one(tmp_path: Path) -> None:
+    plain = [item(1), item(2)]
+    files = [plain, [item(1, images=list(VIEWS)), item(2)], [item(1), item(2, age="54")]]
+    digests = set()
+    for number, items in enumerate(files):
+        write(tmp_path / str(number), "ct_test.json", items)
+        digests.add(read_released(tmp_path / str(number), TAXONOMY).files[0].digest)
+    assert len(digests) == 3
+    # what is not read makes no difference: our own split files have it
+    write(tmp_path / "own", "ct_test.json", [item(1, dataset="Set"), item(2, options=["a", "b"])])
+    assert read_released(tmp_path / "own", TAXONOMY).files[0].digest in digests

@@ -10,7 +10,7 @@ import pytest
 from flows.registry import champion
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
-from stages.profiles.proposal import with_folds
+from stages.profiles.proposals.propose import with_folds
 from tests.commands import med_r1
 from tests.flows.corpora import copy_workspace, make_workspace
 from tests.flows.tiny import run

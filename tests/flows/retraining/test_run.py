@@ -23,7 +23,7 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
-from stages.profiles.proposal import with_folds
+from stages.profiles.proposals.propose import with_folds
 from tests.flows.corpora import by_dvc, copy_workspace, make_records, make_workspace, write_corpus
 
 
@@ -344,3 +344,40 @@ def test_a_new_modality_makes_stale_only_what_depends_on_it(root: Path) -> None:
     assert outcome.decision["changes"]["endoscopy"]["questions"]["added"] == 8
     assert outcome.decision["sizes"]["endoscopy"] == {"images": 8, "questions": 8}
     assert outcome.decision["checkpoints"]["ct"] == "as before"
+
+
+def use_released(root: Path, **rule: Any) -> None:
+    """Take the drawn splits of the workspace as released files, and set keys of `retrain`."""
+    images = {record["question_id"]: record["image_path"] for record in make_records()}
+    drawn = root / layout.SPLITS / "grouped"
+    for path in sorted(drawn.rglob("*.json")):
+        items = json.loads(path.read_text(encoding="utf-8"))
+        target = root / "released" / path.relative_to(drawn)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        released = [item | {"image": images[item["question_id"]]} for item in items]
+        target.write_text(json.dumps(released), encoding="utf-8")
+    tree = read_yaml(root / "params.yaml")
+    tree["splits"] |= {"kind": "released", "released": {"folder": "released", "max_lost": 0.0}}
+    tree["retrain"] |= rule
+    (root / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+
+
+def test_new_questions_that_no_released_file_has_are_refused_with_their_number(root: Path) -> None:
+    use_released(root)
+    add_records(root, make_records(8, ["ct"], "new", ["disease-diagnosis"]))
+    with pytest.raises(RefusedDropError, match=r"8 of 8 new questions \(ct 8\).*max_unused, now 0"):
+        retrain(root)
+    decision = read_decisions(root)[-1]
+    assert (decision["outcome"], decision["unused_questions"]) == ("refused", {"ct": 8})
+
+
+def test_with_a_limit_they_are_reported_and_recorded(root: Path) -> None:
+    use_released(root, max_unused=1.0)
+    add_records(root, make_records(8, ["ct"], "new", ["disease-diagnosis"]))
+    messages: list[str] = []
+    outcome = retrain(root, messages)
+    assert outcome.decision is not None
+    assert outcome.decision["unused_questions"] == {"ct": 8}
+    (line,) = (line for line in messages if line.startswith("warning: 8 of 8 new questions"))
+    assert "splits.kind to grouped" in line
+    assert "not used: ct 8." in markdown(outcome.decision)

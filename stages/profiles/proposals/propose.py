@@ -10,13 +10,13 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from stages.core import layout
 from stages.core.errors import InputError
-from stages.core.params import MAX_CATEGORIES, check_params, parse_settings
+from stages.core.params import MAX_CATEGORIES, Params, Volume, check_params, parse_settings
 from stages.core.settings.categories import MAX_SLUG, RESERVED, SFT
 from stages.core.yaml_files import read_text
 from stages.corpus.archives.source import Corpus, open_corpus
@@ -26,8 +26,22 @@ from stages.corpus.quarantine.ledger import tally
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import UNKNOWN_NAME, RefusedDataError
 from stages.corpus.records.reading import find_images, read_questions
+from stages.profiles.proposals.checkpoints import (
+    Merged,
+    evaluations_of,
+    merge_existing,
+    new_checkpoints,
+)
+from stages.profiles.proposals.image_settings import (
+    Setting,
+    as_params,
+    fit_images,
+    keep_one_slice,
+    to_look_at,
+)
+from stages.profiles.schema import SAMPLE, load_profile, merge
 from stages.profiles.splice import reset
-from stages.taxonomy import Category, Taxonomy, Vocabulary, fold_slugs
+from stages.taxonomy import Axes, Category, Taxonomy, Vocabulary, fold_slugs
 
 _MAX_PASSES: Final = 4
 """A record is refused for its first fault, so an unknown type shows when the modality is known."""
@@ -60,22 +74,64 @@ class Proposal:
     inspection: Inspection
     words: list[Word]
     groups: dict[str, dict[str, Any]]
-    left_out: list[str]
-    """Splits with too little data, and their sizes."""
+    left_out: list[LeftOut]
+    """Splits with too little data."""
+    of_model: Params
+    """Settings of params.yaml with the model that is to be trained."""
     too_much_refused: str | None
     """Why stage download would refuse the corpus."""
     folds: int | None = None
     """Of a cross-validation; None for one cut into train and test."""
+    settings: list[Setting] = field(default_factory=list)
+    """For the images of questions, and what follows from the corpus in other groups."""
+    existing: Merged = field(default_factory=Merged)
+    """What became of the checkpoints that params.yaml had."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Keys of params.yaml to set, nested as there, beside `groups`."""
+        return as_params(self.settings)
+
+    @property
+    def volume(self) -> Volume:
+        """The group `volume` with these settings."""
+        return self.of_model.volume.model_copy(update=self.params.get("volume", {}))
+
+    @property
+    def fitted(self) -> Params:
+        """Settings of the model with those that are proposed for images and evaluations."""
+        evaluate = self.of_model.evaluate.model_copy(update=self.params.get("evaluate", {}))
+        return self.of_model.model_copy(update={"volume": self.volume, "evaluate": evaluate})
 
 
-def propose(path: Path, folds: int | None = None) -> Proposal:
+class LeftOut(NamedTuple):
+    """A split with too little data, and its questions."""
+
+    axis: str
+    slug: str
+    train: int
+    test: int
+
+    def __str__(self) -> str:
+        """As in messages."""
+        return f"{self.axis}/{self.slug}: {self.train} to train, {self.test} to test"
+
+
+def propose(path: Path, folds: int | None = None, scale: str = SAMPLE) -> Proposal:
     """The settings for a corpus that the pipeline reads. InputError if it cannot be read.
 
-    `folds`: of a cross-validation, for small data.
+    `folds`: of a cross-validation, for small data; `scale`: the profile whose model is trained.
     """
-    text, _ = reset(read_text(layout.PARAMS), layout.PARAMS)
+    current_text = read_text(layout.PARAMS)
+    text, _ = reset(current_text, layout.PARAMS)
     tree = parse_settings(text, layout.PARAMS)
+    current = parse_settings(current_text, layout.PARAMS)
     base = check_params(tree, layout.PARAMS)
+    _, scaled = load_profile(scale)
+    # checkpoints of splits that the corpus may lack
+    rule = tree["retrain"] | {"never_worse": []}
+    none = {"checkpoints": {}, "evaluations": {"base": {"axis": "all"}}, "retrain": rule}
+    of_model = check_params(merge(tree | none, scaled.params), layout.PARAMS)
     with (
         tempfile.TemporaryDirectory(prefix="use-") as scratch,
         open_corpus(path, base.corpus.limits, Path(scratch)) as corpus,
@@ -98,28 +154,74 @@ def propose(path: Path, folds: int | None = None) -> Proposal:
                     f"{path} has {len(groups[name])} {name.replace('_', ' ')}, at most"
                     f" {MAX_CATEGORIES} are possible: merge some in the corpus"
                 )
-        if not found:
-            params = base
-        else:
-            # cells of the sample that the corpus may lack
-            rule = tree["retrain"] | {"never_worse": []}
-            params = check_params(tree | groups | {"retrain": rule}, layout.PARAMS)
+        params = base
+        if found:
+            fitting: dict[str, Any] = {"retrain": rule}
+            own = groups
             if folds:
-                groups |= with_folds(groups, folds)
-                splits = tree["splits"] | {"folds": folds}
-                fitting = {"splits": splits, "retrain": rule}
-                params = check_params(tree | groups | fitting, layout.PARAMS)
-        inspection = inspect(corpus, params)
+                own = groups | with_folds(groups, folds)
+                fitting["splits"] = tree["splits"] | {"folds": folds}
+            params = check_params(tree | own | fitting, layout.PARAMS)
+        inspection, settings = _inspect(corpus, params, of_model)
     left_out = []
     for axis, slugs in inspection.splits.items():
         for slug, (train, test) in slugs.items():
-            if train >= params.matrix.min_train and test >= params.matrix.min_test:
-                continue
-            left_out.append(f"{axis}/{slug}: {train} to train, {test} to test")
-            for name in [slug, *fold_slugs(slug, folds or 0)]:
-                groups["checkpoints"].pop(name, None)
-                groups["evaluations"].pop(name, None)
-    return Proposal(inspection, words, groups, left_out, refused, folds)
+            if train < params.matrix.min_train or test < params.matrix.min_test:
+                left_out.append(LeftOut(axis, slug, train, test))
+                groups["checkpoints"].pop(slug, None)
+    existing = merge_existing(
+        groups["checkpoints"],
+        current["checkpoints"],
+        tree["checkpoints"],
+        tree["splits"].get("joint", {}),
+        params.taxonomy.axes,
+    )
+    groups["checkpoints"] = existing.checkpoints
+    groups["evaluations"] = evaluations_of(existing.checkpoints, tree["evaluations"])
+    if folds:
+        groups |= with_folds(groups, folds)
+    settings += _other_settings(tree, groups, params.taxonomy.axes, of_model)
+    return Proposal(
+        inspection, words, groups, left_out, of_model, refused, folds, settings, existing
+    )
+
+
+def _inspect(corpus: Corpus, params: Params, of_model: Params) -> tuple[Inspection, list[Setting]]:
+    """The corpus with the settings that its volumes and lists of images need, and these."""
+    looking = params.model_copy(update={"volume": to_look_at(params.volume)})
+    inspection = inspect(corpus, looking)
+    settings = fit_images(inspection, of_model)
+    volume = params.volume.model_copy(update=as_params(settings).get("volume", {}))
+    is_as_seen = (volume.plane, volume.several) == (params.volume.plane, False)
+    if not inspection.volumes or is_as_seen:
+        return inspection, settings
+    with_slices = inspect(corpus, params.model_copy(update={"volume": volume}))
+    refused = inspection.usable - with_slices.usable
+    limit = params.quarantine.max_refused_share * inspection.read
+    if refused >= params.quarantine.min_refused and refused > limit:
+        return inspection, keep_one_slice(settings, params.volume, refused, inspection.usable)
+    return with_slices, settings
+
+
+def _other_settings(
+    tree: dict[str, Any], groups: dict[str, dict[str, Any]], axes: Axes, of_model: Params
+) -> list[Setting]:
+    """Variants that evaluations ask, and cells that the corpus lacks."""
+    reason = (
+        "the report then shows what images, their number and order, and the context are worth"
+        " (docs/scoring.md)"
+    )
+    old = of_model.evaluate.ablations
+    settings = [Setting("evaluate", "ablations", True, old, reason)]
+    cells = tree["retrain"]["never_worse"]
+    names: set[str] = set()
+    for name, each in groups["checkpoints"].items():
+        names.update(f"{name}/{tested}" for tested in axes[each["axis"]])
+    present = [cell for cell in cells if cell in names]
+    if present != cells:
+        reason = "the corpus has no other cells of them"
+        settings.append(Setting("retrain", "never_worse", present, cells, reason))
+    return settings
 
 
 def check_usable(proposal: Proposal) -> None:
@@ -132,9 +234,24 @@ def check_usable(proposal: Proposal) -> None:
     if stops:
         raise InputError(f"stage splits would refuse this corpus, see above: {', '.join(stops)}")
     if not proposal.groups["checkpoints"]:
-        raise InputError(
-            "no modality and no question type has enough questions to train and to test: add images"
-        )
+        raise InputError(_too_little(proposal))
+
+
+def _too_little(proposal: Proposal) -> str:
+    """Which splits have how many questions, what they need, and what to do."""
+    matrix = proposal.of_model.matrix
+    own = [each for each in proposal.left_out if each.train or each.test]
+    sizes = "; ".join(map(str, own))
+    images = sum(proposal.inspection.images.values())
+    remedy = "add images, of other patients where they are known"
+    if matrix.min_train > 1 or matrix.min_test > 1:
+        remedy += ", or lower matrix in params.yaml"
+    return (
+        "no modality and no question type has enough questions: a split needs"
+        f" {matrix.min_train} to train (matrix.min_train) and {matrix.min_test} to test"
+        f" (matrix.min_test), and there are {sizes}. Train and test share no image, no copy of one"
+        f" and no patient, and the corpus has {images} image{'s' * (images != 1)}: {remedy}"
+    )
 
 
 def learn_words(corpus: Corpus, taxonomy: Taxonomy) -> tuple[Taxonomy, list[Word]]:
@@ -142,10 +259,10 @@ def learn_words(corpus: Corpus, taxonomy: Taxonomy) -> tuple[Taxonomy, list[Word
     words: list[Word] = []
     for _ in range(_MAX_PASSES):
         reading = read_questions(corpus, taxonomy)
-        unknown = {field: Counter[str]() for field in UNKNOWN_NAME}
-        for field, reason in UNKNOWN_NAME.items():
+        unknown = {name: Counter[str]() for name in UNKNOWN_NAME}
+        for name, reason in UNKNOWN_NAME.items():
             rows = (row.what.strip() for row in reading.rows if row.reason == reason)
-            unknown[field].update(filter(None, rows))
+            unknown[name].update(filter(None, rows))
         if not any(unknown.values()):
             break
         taken = {*taxonomy.modalities, *taxonomy.question_types, *RESERVED}
@@ -169,24 +286,12 @@ def groups_for(
     """
     modalities = [slug for slug in taxonomy.modalities if any(slug == one for one, _ in questions)]
     kinds = [slug for slug in taxonomy.question_types if any(slug == one for _, one in questions)]
-    checkpoints: dict[str, Any] = {}
-    for axis, slugs in (("modality", modalities), ("task", kinds)):
-        for slug in slugs:
-            checkpoints[slug] = {
-                "axis": axis,
-                "split": slug,
-                "method": "grpo",
-                "images": f"data/images/{slug}" if axis == "modality" else "data/images",
-                "start": "models/base",
-            }
+    checkpoints = new_checkpoints({"modality": modalities, "task": kinds})
     return {
         "modalities": {slug: _settings(taxonomy.modalities, slug) for slug in modalities},
         "question_types": {slug: _settings(taxonomy.question_types, slug) for slug in kinds},
         "checkpoints": checkpoints,
-        "evaluations": {
-            "base": {"axis": "all"},
-            **{name: {"axis": each["axis"]} for name, each in checkpoints.items()},
-        },
+        "evaluations": evaluations_of(checkpoints),
     }
 
 
@@ -196,8 +301,7 @@ def with_folds(groups: Mapping[str, dict[str, Any]], folds: int) -> dict[str, di
     for name, each in groups["checkpoints"].items():
         pairs = zip(fold_slugs(name, folds), fold_slugs(each["split"], folds), strict=True)
         checkpoints |= {own: {**each, "split": split} for own, split in pairs}
-    evaluations = {name: {"axis": each["axis"]} for name, each in checkpoints.items()}
-    return {"checkpoints": checkpoints, "evaluations": {"base": {"axis": "all"}, **evaluations}}
+    return {"checkpoints": checkpoints, "evaluations": evaluations_of(checkpoints)}
 
 
 def _settings(vocabulary: Vocabulary, slug: str) -> dict[str, Any]:

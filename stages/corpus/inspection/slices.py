@@ -1,0 +1,137 @@
+"""Slices of volumes that questions show, for the corpus check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from stages.core.params import Volume
+from stages.corpus.images.frames import shown_frames
+from stages.corpus.records.records import Record
+
+
+class VolumeSize(NamedTuple):
+    """Number of slices or frames of a volume, and the index of the one that stands for it."""
+
+    slice_count: int
+    representative: int
+
+
+class SliceExample(NamedTuple):
+    """Slices, counted from 1, that a question shows or names of a volume of `slice_count`."""
+
+    where: str
+    image: str
+    slices: tuple[int, ...]
+    slice_count: int
+
+    def __str__(self) -> str:
+        """As in "slices 4, 2 of 5 of Images/chest (ward.csv, line 3 (q7))"."""
+        numbers = ", ".join(map(str, self.slices))
+        noun = "slice" if len(self.slices) == 1 else "slices"
+        return f"{noun} {numbers} of {self.slice_count} of {self.image} ({self.where})"
+
+
+@dataclass
+class SliceQuestions:
+    """Questions of one kind about volumes, and the first examples."""
+
+    questions: int = 0
+    examples: list[SliceExample] = field(default_factory=list)
+
+    def add(self, example: SliceExample, limit: int) -> None:
+        """Count a question; `limit`: of examples."""
+        self.questions += 1
+        if len(self.examples) < limit:
+            self.examples.append(example)
+
+    def lines(self, which: str) -> list[str]:
+        """Their number with the examples; none if there are none. `which`: whose slices."""
+        if not self.questions:
+            return []
+        lines = [f"  {which}: {self.questions} question(s)"]
+        lines += [f"  - {example}" for example in self.examples]
+        if more := self.questions - len(self.examples):
+            lines.append(f"  - and {more} more")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "questions": self.questions,
+            "examples": [example._asdict() for example in self.examples],
+        }
+
+
+class VolumeSlices:
+    """What the questions of a corpus show of its volumes.
+
+    Args:
+        settings: What is shown where a question names no slices.
+        max_examples: Per kind of question.
+    """
+
+    def __init__(self, settings: Volume, max_examples: int) -> None:
+        self.settings = settings
+        self._max_examples = max_examples
+        self.selected = SliceQuestions()
+        """Usable questions that show what the settings select."""
+        self.named = SliceQuestions()
+        """Usable questions that name their slices."""
+        self.outside = SliceQuestions()
+        """Questions that name slices which their volume does not have: they are refused."""
+
+    def add(self, record: Record, sizes: Mapping[str, VolumeSize], *, usable: bool) -> None:
+        """Count a question, with the first of its volumes as an example.
+
+        `sizes`: image path -> size of each volume; other images are not in it.
+        """
+        path = next((path for path in record.image_paths if path in sizes), None)
+        if path is None:
+            return
+        size = sizes[path]
+        outside = tuple(number for number in record.slices if number > size.slice_count)
+        if outside:
+            self._add(self.outside, record, path, outside, size)
+        elif usable and record.slices:
+            self._add(self.named, record, path, record.slices, size)
+        elif usable:
+            indices = shown_frames(size.slice_count, self.settings, ()) or (size.representative,)
+            numbers = tuple(index + 1 for index in indices)
+            self._add(self.selected, record, path, numbers, size)
+
+    def _add(
+        self,
+        kind: SliceQuestions,
+        record: Record,
+        path: str,
+        slices: tuple[int, ...],
+        size: VolumeSize,
+    ) -> None:
+        example = SliceExample(str(record.location), path, slices, size.slice_count)
+        kind.add(example, self._max_examples)
+
+    def lines(self) -> list[str]:
+        """What a person reads: settings, and each kind of question; none without volumes."""
+        if not any(kind.questions for kind in (self.selected, self.named, self.outside)):
+            return []
+        volume = self.settings
+        window = "null" if volume.window is None else str(volume.window)
+        lines = [
+            f"Slices of volumes (volume in params.yaml: plane {volume.plane}, frames"
+            f" {volume.frames}, selection {volume.selection}, window {window}):"
+        ]
+        lines += self.selected.lines("selected by these settings")
+        lines += self.named.lines("named by questions")
+        lines += self.outside.lines("named by questions, and not in their volume (refused)")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "settings": self.settings.model_dump(mode="json", exclude={"max_images"}),
+            "selected": self.selected.as_json(),
+            "named": self.named.as_json(),
+            "outside": self.outside.as_json(),
+        }

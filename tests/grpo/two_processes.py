@@ -5,6 +5,7 @@ Completions and rewards are fixed, so the batch alone decides the step; rank 0 s
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,7 @@ def main() -> None:
     for case in cases:
         if weights := step(own, case):
             save_file(weights, folder / f"{case}.safetensors")
+        gc.freeze()  # as tests/conftest.py: what is imported by now stays
     torch.distributed.destroy_process_group()
 
 

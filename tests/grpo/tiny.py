@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -14,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from stages.core.params import Grpo, load_params
+from stages.core.params import Grpo, Params, load_params
 from stages.corpus.sample import phantoms
 from stages.corpus.sample.drawing import draw
 from stages.grpo.data.dataset import train_dataset
@@ -42,6 +43,11 @@ def processor() -> Any:
 
 def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
     """About a million random float32 parameters, for the embedded base's processor."""
+    return copy.deepcopy(_random_policy(family, seed))
+
+
+@cache
+def _random_policy(family: str, seed: int) -> PreTrainedModel:
     base = AutoConfig.from_pretrained(BASE)
     text = base.text_config.to_dict()
     shared = {
@@ -108,6 +114,11 @@ def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 def embedded_policy() -> PreTrainedModel:
+    return copy.deepcopy(_embedded_policy())
+
+
+@cache
+def _embedded_policy() -> PreTrainedModel:
     return load_policy(BASE, dtype="float32", attention="sdpa")
 
 
@@ -172,7 +183,12 @@ def chats(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def grpo_settings(**changed: object) -> Grpo:
     """The settings of params.yaml, with changes."""
-    return Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | changed)
+    return Grpo.model_validate(_params().grpo.model_dump() | changed)
+
+
+@cache
+def _params() -> Params:
+    return load_params(REPOSITORY / "params.yaml")
 
 
 def tiny_trainer(

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import fuzz
 
 FILES = {"archives": 800, "records": 5000, "images": 1500, "dicom": 3500, "volumes": 800}
-"""About fifteen seconds together, on one core; the command takes other seeds, for as long as wanted."""
+"""About fifteen seconds together, on one core. The command fuzzes for as long as it is given."""
 
 
 @pytest.mark.parametrize("reader", FILES)

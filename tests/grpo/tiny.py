@@ -123,8 +123,8 @@ def _embedded_policy() -> PreTrainedModel:
 
 
 @cache
-def _drawn(seed: int, sizes: tuple[tuple[int, int], ...]) -> list[bytes]:
-    """PNG files of different images."""
+def drawn_images(seed: int, sizes: tuple[tuple[int, int], ...]) -> list[bytes]:
+    """PNG files of different images, in sizes (width, height)."""
     rng = np.random.default_rng(seed)
     files = []
     for size in sizes:
@@ -137,7 +137,9 @@ def _drawn(seed: int, sizes: tuple[tuple[int, int], ...]) -> list[bytes]:
 def questions(folder: Path) -> list[dict[str, Any]]:
     """Two questions whose images differ in size, and so in their number of image tokens."""
     rows = []
-    for number, (problem, content) in enumerate(zip(QUESTIONS, _drawn(3, SIZES), strict=True)):
+    for number, (problem, content) in enumerate(
+        zip(QUESTIONS, drawn_images(3, SIZES), strict=True)
+    ):
         path = folder / f"{number}.png"
         path.write_bytes(content)
         rows.append({"image": str(path), "problem": problem, "gold": "A", "options": ["CT", "MRI"]})
@@ -149,7 +151,7 @@ def questions_about_several(
 ) -> list[dict[str, Any]]:
     """Questions in the form of stage train, with so many images each, of three small sizes."""
     frames = [frame for count in counts for frame in range(count)]
-    files = iter(_drawn(11, tuple(SMALL_SIZES[frame % len(SMALL_SIZES)] for frame in frames)))
+    files = iter(drawn_images(11, tuple(SMALL_SIZES[frame % len(SMALL_SIZES)] for frame in frames)))
     rows = []
     for number, count in enumerate(counts):
         images = []

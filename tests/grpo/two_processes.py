@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
-from torch.distributed import TCPStore
-from torch.multiprocessing import start_processes
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import start_processes
 
 from stages.core.distributed.launch import processes
 from stages.grpo import engine, shared_prefix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import shutil
@@ -126,6 +127,27 @@ def torch_is_asked_once() -> Iterator[None]:
 
 def _environment() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(each for each in os.environ.items() if each[0] != "PYTEST_CURRENT_TEST"))
+
+
+_modules_frozen = 0
+
+
+def pytest_runtest_logfinish() -> None:
+    """Leave out of garbage collection what imports have made: it lives as long as the process.
+
+    With torch, transformers and trl a full collection takes as long as three steps of a tiny
+    policy, and every training ends with one.
+    """
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + 50:
+        gc.collect()
+        gc.freeze()
+        _modules_frozen = len(sys.modules)
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as usual."""
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -67,12 +67,15 @@ def test_every_key_can_be_set(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     checkpoints = [key for key, _ in leaves(before) if key.startswith(("checkpoints", "eval"))]
     assert len(checkpoints) > 70
-    for key in checkpoints:
-        path.write_text(text, encoding="utf-8")
-        apply_overrides(path, [f"{key}=other"])
-        after = read_yaml(path)
-        changed = {name for name, value in leaves(after) if value_of(before, name) != value}
-        assert changed == {key}
+    # of any two keys, each is in a half without the other
+    for bit in range(len(checkpoints).bit_length()):
+        for half in (0, 1):
+            chosen = [key for at, key in enumerate(checkpoints) if at >> bit & 1 == half]
+            path.write_text(text, encoding="utf-8")
+            apply_overrides(path, [f"{key}=other" for key in chosen])
+            after = read_yaml(path)
+            changed = {name for name, value in leaves(after) if value_of(before, name) != value}
+            assert changed == set(chosen)
 
 
 @pytest.mark.parametrize("key", OTHER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,23 +261,26 @@ def test_prompts_are_as_long_as_published_ones(tiny: Bench) -> None:
     assert tiny.prompt_tokens() == pytest.approx(276, abs=4)
 
 
-def test_the_command_writes_rows_with_provenance_and_a_chart(tmp_path: Path, run: RunStage) -> None:
-    path = tmp_path / "step.json"
-    chart = tmp_path / "step.png"
+@pytest.fixture(scope="module")
+def command_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Result and chart of the command, with one image and with two."""
+    folder = tmp_path_factory.mktemp("command")
+    path, chart = folder / "step.json", folder / "step.png"
     arguments = ["--quick", "--model", "tiny", "--repeats", "1", "--prompts", "1"]
-    arguments += [
-        "--completions",
-        "10",
-        "--json",
-        str(path),
-        "--chart",
-        str(chart),
-        "--set",
-        "fused_head=true",
-    ]
-    run(__main__, *arguments)
+    arguments += ["--completions", "10", "--images", "1", "2", "--set", "fused_head=true"]
+    arguments += ["--json", str(path), "--chart", str(chart)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["grpo_step", *arguments])
+        __main__.main()
+    return path, chart
+
+
+def test_the_command_writes_rows_with_provenance_and_a_chart(
+    command_files: tuple[Path, Path],
+) -> None:
+    path, chart = command_files
     result: dict[str, Any] = json.loads(path.read_text())
-    (row,) = result["rows"]
+    row = result["rows"][0]
     assert (row["model"], row["group_size"], row["completion_tokens"]) == ("tiny", 4, 10)
     assert (row["images"], row["prompt_tokens"]) == (1, round(result["prompt_tokens"]))
     for name in ("speedup_vs_g_copies", "speedup_vs_trl", "max_logp_diff", "grad_rel_diff"):
@@ -451,17 +455,15 @@ def test_events_on_the_gpu_are_counted_without_copies_and_ranges() -> None:
     assert trace(torch.device("cpu"), lambda: None) is None
 
 
-def test_numbers_of_images_are_measured_one_after_the_other(tmp_path: Path, run: RunStage) -> None:
-    path, chart = tmp_path / "step.json", tmp_path / "step.png"
-    arguments = ["--quick", "--model", "tiny", "--prompts", "1", "--images", "1", "2"]
-    run(__main__, *arguments, "--json", str(path), "--chart", str(chart))
-    rows = json.loads(path.read_text())["rows"]
+def test_numbers_of_images_are_measured_one_after_the_other(
+    command_files: tuple[Path, Path], run: RunStage
+) -> None:
+    rows = json.loads(command_files[0].read_text())["rows"]
     assert [row["images"] for row in rows] == [1, 2]
     assert rows[1]["prompt_tokens"] > rows[0]["prompt_tokens"] + 196
     for way in WAYS:
         assert rows[1]["flops_per_step"][way] > 1.5 * rows[0]["flops_per_step"][way]
     assert all(row["grad_rel_diff"] < 1e-4 for row in rows)
-    assert chart.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="--images takes numbers from 1 to 64"):
         run(__main__, "--quick", "--images", "1", "65")
 

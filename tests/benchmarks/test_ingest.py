@@ -14,8 +14,9 @@ from benchmarks.ingest.measured import python, run
 
 
 def test_speed_memory_and_incremental_work_are_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ingest, "_SHORT_REPEATS", 1)
     result = ingest.measure(tmp_path, number=6, repeats=1)
     assert result["images"] == 6
     assert result["speedup"] > 0
@@ -28,7 +29,8 @@ def test_speed_memory_and_incremental_work_are_measured(
     assert "speedup" in capsys.readouterr().out
 
 
-def test_generated_images_are_different_files_that_decode() -> None:
+def test_generated_images_are_different_files_that_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "DRAWN", 8)
     large = list(corpora.large(corpora.DRAWN + 2))
     assert len({content for _, content in large}) == len(large)
     for index in (0, 1):

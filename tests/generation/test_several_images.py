@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,8 +13,6 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.split_files import images_of
-from stages.corpus.sample import phantoms
-from stages.corpus.sample.drawing import draw
 from stages.generation import image_prefill
 from stages.generation.batch_size import BatchSize
 from stages.generation.generate import Answers, Completion, answer_greedily
@@ -28,6 +25,7 @@ from tests.grpo.tiny import (
     FAMILIES,
     QUESTIONS,
     count_processed_images,
+    drawn_images,
     embedded_policy,
     processor,
     random_policy,
@@ -41,11 +39,10 @@ NEW_TOKENS = 6
 
 
 def draw_images(folder: Path, count: int) -> list[str]:
-    rng = np.random.default_rng(11)
     paths = [folder / f"{number}.png" for number in range(count)]
-    for number, path in enumerate(paths):
-        size = SIZES[number % len(SIZES)]
-        draw(phantoms.sample_phantom(rng), size, rng).save(path)
+    sizes = tuple(SIZES[number % len(SIZES)] for number in range(count))
+    for path, content in zip(paths, drawn_images(11, sizes), strict=True):
+        path.write_bytes(content)
     return list(map(str, paths))
 
 

@@ -99,20 +99,26 @@ def tries_of(completions: list[list[int]], sampling: Sampling) -> dict[str, Draf
     }
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
+SAMPLING: list[tuple[int, dict[str, Any]]] = [
+    (2, {"temperature": 0.7}),
+    (8, {"temperature": 1.5}),
+    (3, {"temperature": 0.0}),
+    (4, {"top_k": 3}),
+    (4, {"top_p": 0.6, "temperature": 1.2}),
+    (4, {"suppressed": tuple(range(600, 900))}),
+    (4, {"max_tokens": 1}),
+    (4, {"max_tokens": 3}),
+    (4, {"eos_ids": ()}),
+]
+"""Group sizes and settings that are applied to logits, whatever the family that gave them."""
+
+
 @pytest.mark.parametrize(
-    ("group", "options"),
+    ("family", "group", "options"),
     [
-        (4, {}),
-        (2, {"temperature": 0.7}),
-        (8, {"temperature": 1.5}),
-        (3, {"temperature": 0.0}),
-        (4, {"top_k": 3}),
-        (4, {"top_p": 0.6, "temperature": 1.2}),
-        (4, {"suppressed": tuple(range(600, 900))}),
-        (4, {"max_tokens": 1}),
-        (4, {"max_tokens": 3}),
-        (4, {"eos_ids": ()}),
+        *((family, 4, {}) for family in (*FAMILIES, "embedded")),
+        *(("embedded", *each) for each in SAMPLING),
+        *((FAMILIES[at % 3], *each) for at, each in enumerate(SAMPLING)),
     ],
 )
 def test_completions_are_those_of_step_by_step_sampling(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +90,40 @@ def assert_same_step(
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_a_step_equals_trls(
-    family: str, reuse: bool, loss_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, loss_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"loss_type": loss_type, "learning_rate": 0.1}
-    ours = tiny_trainer(tmp_path, random_policy(family), reuse_prompt_pass=reuse, **settings)
-    steer(ours, monkeypatch)
-    stock = tiny_trainer(
-        tmp_path, random_policy(family), engine="trl", reuse_prompt_pass=False, **settings
-    )
-    one = trained(ours)
-    steer(stock, monkeypatch)
-    assert_same_step(one, trained(stock), random_policy(family))
+    def train(**settings: Any) -> dict[str, torch.Tensor]:
+        settings |= {"loss_type": loss_type, "learning_rate": 0.1}
+        trainer = tiny_trainer(tmp_path, random_policy(family), **settings)
+        steer(trainer, monkeypatch)
+        return trained(trainer)
+
+    stock = train(engine="trl", reuse_prompt_pass=False)
+    for reuse in (True, False):
+        assert_same_step(train(reuse_prompt_pass=reuse), stock, random_policy(family))
+
+
+@pytest.fixture(scope="module")
+def trls_weights(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[dict[str, Any], list[float] | None], dict[str, torch.Tensor]]:
+    """Weights that TRL's engine gives with some settings and rewards, trained once for each."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+
+    def train(settings: dict[str, Any], rewards: list[float] | None) -> dict[str, torch.Tensor]:
+        key = repr((sorted(settings.items()), rewards))
+        if key not in found:
+            trainer = tiny_trainer(
+                tmp_path_factory.mktemp("trl"), engine="trl", reuse_prompt_pass=False, **settings
+            )
+            with pytest.MonkeyPatch.context() as patch:
+                steer(trainer, patch, rewards)
+                found[key] = trained(trainer)
+        return found[key]
+
+    return train
 
 
 @pytest.mark.parametrize(
@@ -132,16 +152,18 @@ def test_a_step_equals_trls(
     ],
 )
 def test_splits_and_shortcuts_give_trls_weights(
-    ours: dict[str, Any], stock: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ours: dict[str, Any],
+    stock: dict[str, Any],
+    trls_weights: Callable[[dict[str, Any], list[float] | None], dict[str, torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rewards = ONE_GROUP_WITHOUT_ADVANTAGE if ours.get("skip_zero_advantage") else None
     settings = {"learning_rate": 0.1}
     one = tiny_trainer(tmp_path, **settings | ours)
     steer(one, monkeypatch, rewards)
-    first = trained(one)
-    other = tiny_trainer(tmp_path, engine="trl", **settings | {"reuse_prompt_pass": False} | stock)
-    steer(other, monkeypatch, rewards)
-    assert_same_step(first, trained(other), embedded_policy())
+    expected = trls_weights(settings | stock, rewards)
+    assert_same_step(trained(one), expected, embedded_policy())
 
 
 def test_a_group_without_advantage_is_not_scored_by_the_policy(

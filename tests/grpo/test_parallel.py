@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from importlib import util
 from pathlib import Path
 
@@ -11,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.core.distributed.launch import launch
 from stages.core.errors import InputError, LostPeerError
 from stages.core.params import Grpo
 from stages.grpo import engine, shared_prefix
@@ -36,11 +37,11 @@ def step_differences(
     folder: Path, cases: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, float]:
     """Run cases on two ranks and one; the difference of their steps as a share of the step."""
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
     # `step` replaces it in this process, too: restored after the test
     monkeypatch.setattr(engine, "sample_drafted", vars(engine)["sample_drafted"])
     monkeypatch.setattr(shared_prefix, "PACK_MAX_TOKENS", shared_prefix.PACK_MAX_TOKENS)
-    launch(["tests.grpo.two_processes", str(folder), *cases], 2, folder / "logs", "see above")
+    command = [sys.executable, "-m", "tests.grpo.two_processes", str(folder), *cases]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
     before = embedded_policy().state_dict()
     differences = {}
     for case in cases:

@@ -18,11 +18,9 @@ from stages.policy.fingerprint import files_hash, fingerprint, prepare_state_fol
 from tests.grpo.tiny import Stopped, assert_resumes_exactly, tiny_trainer, train_and_log
 
 
-def run(
-    folder: Path, settings: dict[str, Any], stop_after: int | None = None, resume: bool = False
-) -> dict[str, torch.Tensor]:
+def run(folder: Path, settings: dict[str, Any], **options: Any) -> dict[str, torch.Tensor]:
     deterministic(1)
-    return train_and_log(tiny_trainer(folder, **settings), folder, stop_after, resume)
+    return train_and_log(tiny_trainer(folder, **settings), folder, **options)
 
 
 BASE_SETTINGS: dict[str, Any] = {
@@ -69,11 +67,20 @@ def test_saved_completions_are_restored_to_the_device_of_the_policy(tmp_path: Pa
         assert devices == {"meta"}
 
 
-@pytest.mark.parametrize("damage", ["truncated file", "missing file", "no manifest", "half of it"])
-def test_an_incomplete_checkpoint_is_skipped_and_removed(damage: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def stopped_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of a training that was stopped after five steps."""
+    folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
-        run(tmp_path, BASE_SETTINGS, stop_after=5)
-    state = tmp_path / "state"
+        run(folder, BASE_SETTINGS, stop_after=5)
+    return folder / "state"
+
+
+@pytest.mark.parametrize("damage", ["truncated file", "missing file", "no manifest", "half of it"])
+def test_an_incomplete_checkpoint_is_skipped_and_removed(
+    damage: str, stopped_state: Path, tmp_path: Path
+) -> None:
+    state = Path(shutil.copytree(stopped_state, tmp_path / "state"))
     last = state / "checkpoint-4"
     assert prune_checkpoints(state) == last
     broken = state / "checkpoint-6"
@@ -115,10 +122,8 @@ def test_no_checkpoint_without_save_steps(tmp_path: Path) -> None:
     assert prune_checkpoints(tmp_path / "state") is None
 
 
-def test_a_checkpoint_contains_no_pickled_objects(tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        run(tmp_path, BASE_SETTINGS, stop_after=3)
-    checkpoint = prune_checkpoints(tmp_path / "state")
+def test_a_checkpoint_contains_no_pickled_objects(stopped_state: Path) -> None:
+    checkpoint = prune_checkpoints(stopped_state)
     assert checkpoint
     for path in checkpoint.iterdir():
         assert path.suffix in (".safetensors", ".json", ".jinja", ".pt", ".pth", ".bin"), path.name

@@ -240,9 +240,7 @@ def test_a_frozen_tower_encodes_each_of_several_images_once(tmp_path: Path) -> N
         assert one.get("loss") == pytest.approx(other.get("loss"), abs=1e-5)
 
 
-def resumed_run(
-    folder: Path, settings: dict[str, Any], stop_after: int | None = None, resume: bool = False
-) -> dict[str, torch.Tensor]:
+def resumed_run(folder: Path, settings: dict[str, Any], **options: Any) -> dict[str, torch.Tensor]:
     deterministic(1)
     small = {
         "max_steps": 4,
@@ -253,7 +251,7 @@ def resumed_run(
     }
     rows = questions_about_several(folder, (3, 1), CONTEXTS)
     trainer = tiny_trainer(folder, rows=rows, **small | settings)
-    return train_and_log(trainer, folder, stop_after, resume)
+    return train_and_log(trainer, folder, **options)
 
 
 @pytest.mark.parametrize(
@@ -354,13 +352,11 @@ def test_the_loss_of_sft_is_that_of_plain_transformers(family: str, tmp_path: Pa
 
 
 def test_sft_resumes_exactly(tmp_path: Path) -> None:
-    def run(
-        folder: Path, stop_after: int | None = None, resume: bool = False
-    ) -> dict[str, torch.Tensor]:
+    def run(folder: Path, **options: Any) -> dict[str, torch.Tensor]:
         deterministic(1)
         rows = questions_about_several(folder, (8, 1, 2, 1), (*CONTEXTS, *CONTEXTS))
         trainer = sft_trainer(folder, rows, max_steps=3)
-        weights = train_and_log(trainer, folder, stop_after, resume)
+        weights = train_and_log(trainer, folder, **options)
         assert changed_names(embedded_policy().state_dict(), weights)
         return weights
 

@@ -215,15 +215,11 @@ def test_the_first_loss_is_the_mean_over_answer_tokens(tmp_path: Path) -> None:
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(by_hand), abs=1e-4)
 
 
-def run(
-    folder: Path, grpo: dict[str, Any], stop_after: int | None = None, resume: bool = False
-) -> dict[str, torch.Tensor]:
+def run(folder: Path, grpo: dict[str, Any], **options: Any) -> dict[str, torch.Tensor]:
     deterministic(1)
     rows = [row | {"gold": gold} for row, gold in zip(questions(folder) * 2, "ABBA", strict=True)]
     sft = {"save_steps": 2, "learning_rate": 1e-3, "lr_scheduler": "cosine", "warmup_share": 0.3}
-    weights = train_and_log(
-        sft_trainer(folder, rows, grpo=grpo, sft=sft), folder, stop_after, resume
-    )
+    weights = train_and_log(sft_trainer(folder, rows, grpo=grpo, sft=sft), folder, **options)
     assert not list((folder / "state").glob("*/rollout-*")), "SFT has no completions to save"
     return weights
 

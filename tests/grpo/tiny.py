@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from stages.core.params import Grpo, load_params
+from stages.core.params import Grpo, Params, load_params
 from stages.corpus.sample import phantoms
 from stages.corpus.sample.drawing import draw
 from stages.grpo.data.dataset import train_dataset
@@ -40,6 +43,11 @@ def processor() -> Any:
 
 def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
     """About a million random float32 parameters, for the embedded base's processor."""
+    return copy.deepcopy(_random_policy(family, seed))
+
+
+@cache
+def _random_policy(family: str, seed: int) -> PreTrainedModel:
     base = AutoConfig.from_pretrained(BASE)
     text = base.text_config.to_dict()
     shared = {
@@ -106,16 +114,34 @@ def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 def embedded_policy() -> PreTrainedModel:
+    return copy.deepcopy(_embedded_policy())
+
+
+@cache
+def _embedded_policy() -> PreTrainedModel:
     return load_policy(BASE, dtype="float32", attention="sdpa")
+
+
+@cache
+def drawn_images(seed: int, sizes: tuple[tuple[int, int], ...]) -> list[bytes]:
+    """PNG files of different images, in sizes (width, height)."""
+    rng = np.random.default_rng(seed)
+    files = []
+    for size in sizes:
+        file = BytesIO()
+        draw(phantoms.sample_phantom(rng), size, rng).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
 
 
 def questions(folder: Path) -> list[dict[str, Any]]:
     """Two questions whose images differ in size, and so in their number of image tokens."""
-    rng = np.random.default_rng(3)
     rows = []
-    for number, (problem, size) in enumerate(zip(QUESTIONS, SIZES, strict=True)):
+    for number, (problem, content) in enumerate(
+        zip(QUESTIONS, drawn_images(3, SIZES), strict=True)
+    ):
         path = folder / f"{number}.png"
-        draw(phantoms.sample_phantom(rng), size, rng).save(path)
+        path.write_bytes(content)
         rows.append({"image": str(path), "problem": problem, "gold": "A", "options": ["CT", "MRI"]})
     return rows
 
@@ -124,14 +150,14 @@ def questions_about_several(
     folder: Path, counts: Sequence[int], contexts: Sequence[str | None] = ()
 ) -> list[dict[str, Any]]:
     """Questions in the form of stage train, with so many images each, of three small sizes."""
-    rng = np.random.default_rng(11)
+    frames = [frame for count in counts for frame in range(count)]
+    files = iter(drawn_images(11, tuple(SMALL_SIZES[frame % len(SMALL_SIZES)] for frame in frames)))
     rows = []
     for number, count in enumerate(counts):
         images = []
         for frame in range(count):
             path = folder / f"{number}-{frame}.png"
-            size = SMALL_SIZES[frame % len(SMALL_SIZES)]
-            draw(phantoms.sample_phantom(rng), size, rng).save(path)
+            path.write_bytes(next(files))
             images.append(str(path))
         rows.append(
             {
@@ -159,7 +185,12 @@ def chats(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def grpo_settings(**changed: object) -> Grpo:
     """The settings of params.yaml, with changes."""
-    return Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | changed)
+    return Grpo.model_validate(_params().grpo.model_dump() | changed)
+
+
+@cache
+def _params() -> Params:
+    return load_params(REPOSITORY / "params.yaml")
 
 
 def tiny_trainer(
@@ -237,11 +268,16 @@ class Stopped(Exception):
 
 
 def train_and_log(
-    trainer: Any, folder: Path, stop_after: int | None = None, resume: bool = False
+    trainer: Any,
+    folder: Path,
+    stop_after: int | None = None,
+    copy_after: Iterable[int] = (),
+    resume: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Train, from the newest checkpoint in `folder`/state if `resume`; returns the weights.
 
-    Raises Stopped after `stop_after` micro-steps. Writes `folder`/log.csv.
+    Raises Stopped after `stop_after` micro-steps. After those of `copy_after` it copies the state
+    that a kill would leave to `folder`/state-<micro-steps>. Writes `folder`/log.csv.
     """
     original = trainer.training_step
     count = 0
@@ -250,6 +286,8 @@ def train_and_log(
         nonlocal count
         if count == stop_after:
             raise Stopped
+        if count in copy_after:
+            shutil.copytree(folder / "state", folder / f"state-{count}")
         count += 1
         return original(*arguments, **options)
 
@@ -262,16 +300,19 @@ def train_and_log(
 
 
 def assert_resumes_exactly(
-    run: Callable[..., dict[str, torch.Tensor]], folder: Path, stop_after: int
+    run: Callable[..., dict[str, torch.Tensor]], folder: Path, *stop_after: int
 ) -> None:
-    """Check that a run (`train_and_log`) stopped and resumed equals an uninterrupted one."""
+    """Check that a run (`train_and_log`) resumed from where it stopped equals an uninterrupted one.
+
+    `stop_after`: the micro-steps after which it stopped, each a resumed run.
+    """
     whole = folder / "whole"
-    parts = folder / "parts"
     whole.mkdir()
-    parts.mkdir()
-    uninterrupted = run(whole)
-    with pytest.raises(Stopped):
-        run(parts, stop_after=stop_after)
-    resumed = run(parts, resume=True)
-    assert not changed_names(uninterrupted, resumed)
-    assert (whole / "log.csv").read_bytes() == (parts / "log.csv").read_bytes()
+    uninterrupted = run(whole, copy_after=stop_after)
+    for count in stop_after:
+        parts = folder / f"parts-{count}"
+        parts.mkdir()
+        (whole / f"state-{count}").rename(parts / "state")
+        resumed = run(parts, resume=True)
+        assert not changed_names(uninterrupted, resumed), count
+        assert (whole / "log.csv").read_bytes() == (parts / "log.csv").read_bytes(), count

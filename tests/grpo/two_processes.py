@@ -1,10 +1,11 @@
-"""One optimiser step as a rank: python -m tests.grpo.two_processes FOLDER CASE...
+"""One optimiser step by two ranks: python -m tests.grpo.two_processes FOLDER CASE...
 
 Completions and rewards are fixed, so the batch alone decides the step; rank 0 saves the weights.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,17 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import start_processes
 
 from stages.core.distributed.launch import processes
 from stages.grpo import engine, shared_prefix
 from stages.grpo.parallel import gather_weights, prepare_deepspeed
 from stages.grpo.rollout import Sampled
 from tests.grpo.tiny import (
+    embedded_policy,
     grpo_settings,
+    processor,
     questions_about_several,
     set_rewards,
     tiny_trainer,
@@ -124,11 +129,31 @@ def steer(trainer: Any, first: int, case: str) -> None:
 
 
 def main() -> None:
-    """Run each case and write FOLDER/<case>.safetensors."""
+    """Run each case on two ranks: rank 0 writes FOLDER/<case>.safetensors.
+
+    The ranks are forks, so that all is imported once; tests/stages starts trainings as users do.
+    """
+    processor()
+    embedded_policy()
+    gc.freeze()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    arguments = (store.port, Path(sys.argv[1]), sys.argv[2:])
+    start_processes(run_rank, arguments, nprocs=2, start_method="fork")
+
+
+def run_rank(rank: int, port: int, folder: Path, cases: list[str]) -> None:
+    """Run each case as a rank, in a folder of its own."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is the parent's
+    }
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    cases = sys.argv[2:]
-    own = folder / os.environ["RANK"]
+    own = folder / str(rank)
     own.mkdir()
     for case in cases:
         if weights := step(own, case):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import shutil
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ from PIL import Image
 
 from stages.core.params import Resize, load_params
 from stages.core.yaml_files import dump_yaml, read_yaml
+from tests.core.distributed.servers import Server, serving
 from tests.omnimedvqa import MODALITIES, QUESTION_TYPES
 
 # how long an example takes says how busy the machine is, and nothing of the code
@@ -93,12 +96,33 @@ MakeCorpus = Callable[..., Path]
 RunStage = Callable[..., None]
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what imports have made from the garbage collector, which every training starts."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let it have them again: some libraries report objects that nobody has collected."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of SLOW."""
     for item in items:
         path = item.path.relative_to(ROOT / "tests").as_posix()
         if path not in QUICK and any(path == slow or path.startswith(f"{slow}/") for slow in SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Server]:
+    """A server in whose forks trainings and evaluations run that tests start as processes."""
+    with (
+        tempfile.TemporaryDirectory(prefix="preloaded-") as folder,
+        serving(Path(folder) / "s") as server,
+    ):
+        yield server
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -118,9 +119,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def preloaded() -> Iterator[Server]:
     """A server in whose forks trainings and evaluations run that tests start as processes."""
+    # DVC finds `python` there, as in a virtual environment that is activated
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (
         tempfile.TemporaryDirectory(prefix="preloaded-") as folder,
-        serving(Path(folder) / "s") as server,
+        serving(Path(folder) / "s", PATH=path) as server,
     ):
         yield server
 

@@ -32,10 +32,10 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *libraries: str) -> Iterator[Server]:
+def serving(folder: Path, *libraries: str, **variables: str) -> Iterator[Server]:
     """A server whose socket exists; `folder` is short, or no socket could lie in it."""
     folder.mkdir(parents=True)
-    own = environment(None, {})
+    own = environment(None, variables)
     with (folder / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*COMMAND, str(folder / "socket"), *libraries],

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -23,6 +24,7 @@ from PIL import Image
 from stages.core import machine
 from stages.core.params import Resize, load_params
 from stages.core.yaml_files import dump_yaml, read_yaml
+from tests.core.distributed.servers import Server, serving
 from tests.omnimedvqa import MODALITIES, QUESTION_TYPES
 
 # how long an example takes says how busy the machine is, and nothing of the code
@@ -148,6 +150,18 @@ def pytest_runtest_logfinish() -> None:
 def pytest_unconfigure() -> None:
     """Let the interpreter end as usual."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Server]:
+    """A server in whose forks trainings and evaluations run that tests start as processes."""
+    # DVC finds `python` there, as in a virtual environment that is activated
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (
+        tempfile.TemporaryDirectory(prefix="preloaded-") as folder,
+        serving(Path(folder) / "s", PATH=path) as server,
+    ):
+        yield server
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ embedded sample; the accuracies are drawn, not earned.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from stages.core import layout
 from stages.core.outputs import write_json
+from stages.core.yaml_files import dump_yaml, load_yaml
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.corpus.dataset.split_files import DRAWN
 from stages.corpus.quarantine.ledger import RecordLocation, Row, write_quarantine
@@ -61,16 +63,23 @@ def write_project(
     empty: tuple[str, str] | None = None,
     kind: str = "grouped",
     images: bool = False,
+    checkpoints: Sequence[str] = tuple(CHECKPOINTS),
 ) -> None:
     """Write all that stage report reads under `root`, with few bootstrap resamples.
 
     There are `per_cell` questions for each modality and question type, but none in `empty`; the
-    data set of modality x is called "<dataset> x". With `images` the images are there, too.
+    data set of modality x is called "<dataset> x". With `images` the images are there, too. Only
+    `checkpoints`, in the order of CHECKPOINTS, have been trained and are in params.yaml.
     """
     text = (REPOSITORY / layout.PARAMS).read_text(encoding="utf-8")
     text = text.replace("kind: grouped", f"kind: {kind}").replace(
         "bootstrap_samples: 10000", "bootstrap_samples: 1000"
     )
+    if len(checkpoints) < len(CHECKPOINTS):
+        tree = load_yaml(text, layout.PARAMS)
+        for group, names in (("checkpoints", checkpoints), ("evaluations", ("base", *checkpoints))):
+            tree[group] = {name: tree[group][name] for name in names}
+        text = dump_yaml(tree)
     (root / layout.PARAMS).write_text(text, encoding="utf-8")
     drawn = {
         each: make_questions(per_cell=per_cell, dataset=dataset, empty=empty, kind=each)
@@ -82,14 +91,14 @@ def write_project(
         | {"patients": {dataset: {"images": 400, "known": 0}, "Ward": {"images": 9, "known": 8}}},
     )
     questions = drawn[kind]
-    for name in ["base", *CHECKPOINTS]:
+    for name in ["base", *checkpoints]:
         facts = PROVENANCE | {"params": {**PROVENANCE["params"], "splits.kind": kind}}
         write_predictions(root / layout.predictions(name), make_predictions(questions, name), facts)
-    for name in CHECKPOINTS:
+    for name in checkpoints:
         path = root / layout.training_log(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         make_training_log(name).to_csv(path, index=False)
-    for name in ["base", *CHECKPOINTS]:
+    for name in ["base", *checkpoints]:
         write_json(root / layout.training_provenance(name), PROVENANCE)
     _write_quarantine(root, questions)
     write_results(root / layout.DATA_TESTS, make_data_tests(), PROVENANCE)

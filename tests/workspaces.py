@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +48,10 @@ def small_workspace(
         tree["evaluations"]["sft-ct"] = {"axis": "modality"}
     (root / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     shutil.copytree(REPOSITORY / "infra" / "base", root / layout.BASE_MODEL)
-    rng = np.random.default_rng(5)
-    questions = []
-    for modality in AXES["modality"]:
-        for number in range(images_a_modality):
-            phantom = phantoms.sample_phantom(rng, modality)
-            while phantom.shape is None:
-                phantom = phantoms.sample_phantom(rng, modality)
-            image = layout.images(modality) / f"{number}.png"
-            (root / image).parent.mkdir(parents=True, exist_ok=True)
-            draw(phantom, (384, 384), rng).save(root / image)
-            questions += [
-                _item(phantom, asked, image, f"{modality}_{number}_{asked}", rng)
-                for asked in phantom.attributes
-            ]
+    images, questions = _drawn(images_a_modality)
+    for image, content in images.items():
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
+        (root / image).write_bytes(content)
     for axis, slugs in AXES.items():
         for slug in slugs:
             key = "modality" if axis == "modality" else "question_type"
@@ -68,6 +60,27 @@ def small_workspace(
                 path = root / layout.split(axis, slug, part, tree["splits"]["kind"])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(items), encoding="utf-8")
+
+
+@functools.cache
+def _drawn(images_a_modality: int) -> tuple[dict[Path, bytes], list[dict[str, Any]]]:
+    """PNGs by path, and the questions about them; drawn once per process, as drawing is slow."""
+    rng = np.random.default_rng(5)
+    images, questions = {}, []
+    for modality in AXES["modality"]:
+        for number in range(images_a_modality):
+            phantom = phantoms.sample_phantom(rng, modality)
+            while phantom.shape is None:
+                phantom = phantoms.sample_phantom(rng, modality)
+            image = layout.images(modality) / f"{number}.png"
+            file = BytesIO()
+            draw(phantom, (384, 384), rng).save(file, "PNG")
+            images[image] = file.getvalue()
+            questions += [
+                _item(phantom, asked, image, f"{modality}_{number}_{asked}", rng)
+                for asked in phantom.attributes
+            ]
+    return images, questions
 
 
 def _item(

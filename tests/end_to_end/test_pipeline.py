@@ -20,15 +20,22 @@ import pytest
 from stages.core.errors import ExitCode
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
+from tests.core.distributed.servers import Server, environment
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY
 from tests.omnimedvqa import MODALITIES
 
 
-def run(*command: str, cwd: Path, code: int = 0) -> str:
-    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+def run(*command: str, cwd: Path, code: int = 0, server: Server | None = None) -> str:
+    """Output of a command, whose trainings and evaluations run in forks of a server."""
+    variables = served(server) if server else ENVIRONMENT
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode == code, output[-4000:]
     return output
+
+
+def served(server: Server) -> dict[str, str]:
+    return environment(server, {"DVC_NO_ANALYTICS": "1"})
 
 
 def locked(root: Path, stage: str) -> dict[str, str]:
@@ -38,8 +45,11 @@ def locked(root: Path, stage: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """This working tree as a fresh clone, reduced to two checkpoints of two steps each."""
+def clone(tmp_path_factory: pytest.TempPathFactory, preloaded: Server) -> Iterator[Path]:
+    """This working tree as a fresh clone, reduced to two checkpoints of two steps each.
+
+    It tests few questions, since answering takes longest.
+    """
     root = tmp_path_factory.mktemp("clone")
     files = run(
         "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=REPOSITORY
@@ -54,12 +64,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         name: params["evaluations"][name] for name in ("base", *params["checkpoints"])
     }
     params["grpo"]["max_steps"] = 2
+    params["splits"]["train_share"] = 0.95
+    params["report"]["bootstrap_samples"] = 1000
     (root / "params.yaml").write_text(dump_yaml(params), encoding="utf-8")
     (root / "dvc.lock").unlink(missing_ok=True)
     run("git", "init", "-q", cwd=root)
     run("git", "add", "-A", cwd=root)
     run("git", "commit", "-q", "-m", "the clone", cwd=root)
-    run("dvc", "repro", cwd=root)
+    run("dvc", "repro", cwd=root, server=preloaded)
     yield root
     shutil.rmtree(root, ignore_errors=True)
 
@@ -134,19 +146,24 @@ def test_dvc_shows_metrics_params_and_plots(clone: Path) -> None:
     assert "completion_length" in (clone / "plots" / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_second_run_gives_the_same_weights_and_predictions(clone: Path) -> None:
+def test_a_second_run_gives_the_same_weights_and_predictions(
+    clone: Path, preloaded: Server
+) -> None:
     stages = ("train@ct", "evaluate@ct")
     before = {stage: locked(clone, stage) for stage in stages}
-    run("dvc", "repro", "--force", "--no-run-cache", "-s", *stages, cwd=clone)
+    command = ("dvc", "repro", "--force", "--no-run-cache", "-s", *stages)
+    run(*command, cwd=clone, server=preloaded)
     assert {stage: locked(clone, stage) for stage in stages} == before
 
 
-def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(clone: Path) -> None:
+def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(
+    clone: Path, preloaded: Server
+) -> None:
     before = locked(clone, "train@lesion-grading")
     process = subprocess.Popen(
         ["dvc", "repro", "--force", "--no-run-cache", "-s", "train@lesion-grading"],
         cwd=clone,
-        env=ENVIRONMENT,
+        env=served(preloaded),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -166,7 +183,7 @@ def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(clone: 
     assert process.wait(timeout=60) != 0
     assert not (clone / "models" / "lesion-grading").exists()
     assert not temporary.exists()
-    run("dvc", "repro", "--no-run-cache", cwd=clone)
+    run("dvc", "repro", "--no-run-cache", cwd=clone, server=preloaded)
     assert locked(clone, "train@lesion-grading") == before
 
 

@@ -205,15 +205,11 @@ def test_a_re_run_after_an_interrupted_upload_sends_only_the_missing_files(
         (["--yes", "--repo", REPO], {}, "HF_TOKEN"),
         (["--yes", "--repo", REPO], {"HF_TOKEN": "hf_anotherOne"}, "set HF_TOKEN to a valid token"),
         (["--yes", "--repo", "me/open"], {"HF_TOKEN": TOKEN}, "me/open exists and is public"),
-        (["--yes"], {}, "--repo OWNER/NAME"),
-        (["--repo", "ct"], {}, "is not of the form OWNER/NAME"),
-        (["--remote", "nowhere"], {}, "no remote 'nowhere'"),
     ],
 )
 def test_a_destination_that_cannot_be_used_is_named(
     arguments: list[str], environment: dict[str, str], message: str, project: Path, tmp_path: Path
 ) -> None:
-    subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=project, check=True)
     with hub_serving(me__open=Repository({})) as hub:
         hub.token = TOKEN
         process = start(project, *arguments, **hub.environment(tmp_path / "cache"), **environment)
@@ -221,6 +217,29 @@ def test_a_destination_that_cannot_be_used_is_named(
     assert message in process.stderr, process.stderr
     assert TOKEN not in process.stdout + process.stderr
     assert not hub.uploaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--yes"], "--repo OWNER/NAME"),
+        (["--repo", "ct"], "is not of the form OWNER/NAME"),
+        (["--remote", "nowhere"], "no remote 'nowhere'"),
+    ],
+)
+def test_a_destination_that_names_none_is_refused_before_anything_is_sent(
+    arguments: list[str], message: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_dvc(project, "[core]\n    no_scm = True\n")
+    assert med_r1("publish", "ct", *arguments) == ExitCode.INPUT
+    assert message in capsys.readouterr().err
+
+
+def configure_dvc(project: Path, text: str) -> None:
+    """What `dvc init` and `dvc remote add` would leave."""
+    (project / ".dvc").mkdir()
+    (project / ".dvc" / "config").write_text(text, encoding="utf-8")
+    (project / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
 
 
 def test_an_unreachable_hub_is_an_input_error(project: Path) -> None:
@@ -233,12 +252,8 @@ def test_an_unreachable_hub_is_an_input_error(project: Path) -> None:
 
 def test_a_dvc_remote_receives_and_returns_the_same_files(project: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    for command in (
-        ["git", "init", "-q"],
-        ["dvc", "init", "-q"],
-        ["dvc", "remote", "add", "-q", "shared", str(store)],
-    ):
-        subprocess.run(command, cwd=project, check=True)
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    configure_dvc(project, f"['remote \"shared\"']\n    url = {store}\n")
     process = start(project, "--remote", "shared", "--yes")
     assert process.returncode == 0, process.stderr
     pinned = project / "published" / "ct.dvc"

@@ -2,11 +2,9 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,10 +30,10 @@ from stages.policy import loading as policy
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.sources import read_predictions
 from stages.taxonomy import fold_slug
+from tests.core.distributed.servers import Server, finish, kill, start
 from tests.omnimedvqa import AXES
 from tests.workspaces import REPOSITORY, small_workspace
 
-COMMAND = [sys.executable, "-m", "stages.evaluate", "base"]
 PARTS = f"{layout.ANSWER_CACHE}/*/*.json"
 
 
@@ -229,25 +227,18 @@ def generated(monkeypatch: pytest.MonkeyPatch, checkpoint: str = "base") -> list
     return keys
 
 
-def started(**environment: str) -> subprocess.Popen[str]:
-    given = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    return subprocess.Popen(
-        COMMAND, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, preloaded: Server
 ) -> None:
     change_settings(root, "evaluate", batch_size=1)
     assert len(generated(monkeypatch)) == 2 * 8 * 6
     undisturbed = pq.read_table(layout.predictions("base"))
     layout.predictions("base").unlink()
     shutil.rmtree(layout.ANSWER_CACHE)
-    with started() as process:
-        while len(parts := [*root.glob(PARTS)]) < 3 and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    process = start(root, "evaluate", "base", server=preloaded)
+    while len(parts := [*root.glob(PARTS)]) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    kill(process, preloaded)
     assert process.returncode == -signal.SIGKILL
     assert not layout.predictions("base").exists()
     before = {part: part.read_bytes() for part in root.glob(PARTS)}
@@ -360,16 +351,15 @@ def test_the_cache_keeps_to_its_limit(root: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_several_processes_share_the_questions_to_the_same_rows(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, preloaded: Server
 ) -> None:
     change_settings(root, "evaluate", batch_size=5)
     run_evaluate(monkeypatch, "base")
     alone = pq.read_table(layout.predictions("base"))
     shutil.rmtree(layout.ANSWER_CACHE)
     interrupt(monkeypatch)  # begun by one, finished by two
-    with started(**{PROCESSES: "2"}) as process:
-        out, said = process.communicate()
-    assert process.returncode == 0, said
+    code, out, said = finish(root, "evaluate", "base", server=preloaded, **{PROCESSES: "2"})
+    assert code == 0, said
     assert out == f"base: 48 questions answered -> {layout.predictions('base')}\n"
     assert re.search(r"base: (\d+) of 96 answers are in .scratch/answers", said)
     shared = pq.read_table(layout.predictions("base"))
@@ -377,12 +367,11 @@ def test_several_processes_share_the_questions_to_the_same_rows(
     assert json.loads(shared.schema.metadata[b"provenance"])["batch_sizes"] == [5]
 
 
-def test_a_share_that_fails_says_why_and_the_stage_fails(root: Path) -> None:
+def test_a_share_that_fails_says_why_and_the_stage_fails(root: Path, preloaded: Server) -> None:
     change_settings(root, "evaluate", batch_size=5)
     (layout.images("oct") / "0.png").write_bytes(b"no image")
-    with started(**{PROCESSES: "2"}) as process:
-        _, said = process.communicate()
-    assert process.returncode == ExitCode.INPUT
+    code, _, said = finish(root, "evaluate", "base", server=preloaded, **{PROCESSES: "2"})
+    assert code == ExitCode.INPUT
     assert "data/images/oct/0.png is not a readable image" in said
     assert "error: process " in said.splitlines()[-1]
     assert "Traceback" not in said

@@ -80,25 +80,37 @@ FILES = [
     "training.csv",
 ]
 OUTPUTS = sorted(["cards", "figures", "tables", *FILES])
+FEW = ("ct", "mri", "oct", "lesion-grading")
+"""Checkpoints of most projects here: a report takes as long as it has checkpoints."""
+SEVERAL = ("ct", "oct", "disease-diagnosis", "lesion-grading")
+"""Two checkpoints of each axis."""
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202e\"'&amp;"
 
 
 @pytest.fixture
-def drawing_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_project(tmp_path, per_cell=8)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def project(drawing_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose figures are composed and not drawn, which takes half of a report's time."""
+def composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are composed and not drawn, which takes half of a report's time."""
 
     def save(figure: object, path: Path, provenance: object) -> None:
         path.write_bytes(b"")
 
     monkeypatch.setattr(figures, "_save", save)
-    return drawing_project
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of few checkpoints before its report, to be read only."""
+    root = tmp_path_factory.mktemp("written")
+    write_project(root, per_cell=8, checkpoints=FEW)
+    return root
+
+
+@pytest.fixture
+def project(written: Path, composed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same to be changed."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +265,11 @@ def test_the_page_says_how_it_went(made: Path) -> None:
     assert "md5:5d41402abc4b2a76b9719d911017c592" in words
 
 
-def test_two_runs_give_the_same_bytes(drawing_project: Path) -> None:
+def test_two_runs_give_the_same_bytes(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     digests = []
     for _ in range(2):
         report.make()
@@ -269,9 +285,13 @@ def test_two_runs_give_the_same_bytes(drawing_project: Path) -> None:
 
 @pytest.mark.parametrize(("dataset", "synthetic"), [("Phantom", True), ("Chest CT Scan", False)])
 def test_synthetic_data_is_called_so_from_the_names_of_the_data_sets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, synthetic: bool
+    composed: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dataset: str,
+    synthetic: bool,
 ) -> None:
-    write_project(tmp_path, per_cell=8, dataset=dataset)
+    write_project(tmp_path, per_cell=8, dataset=dataset, checkpoints=FEW)
     monkeypatch.chdir(tmp_path)
     report.make()
     assert ("Every image behind these numbers is a drawn phantom" in page().words()) is synthetic
@@ -351,7 +371,7 @@ def release(root: Path, **digests: str) -> None:
 
 
 def test_published_numbers_stand_beside_ours_for_the_released_test_questions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -403,7 +423,7 @@ def test_an_axis_compares_only_if_nearly_all_of_its_tests_are_there_and_no_other
 
 
 def test_other_test_questions_on_one_axis_leave_only_the_numbers_of_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release(tmp_path, oct="0" * 64)
     monkeypatch.chdir(tmp_path)
@@ -437,7 +457,7 @@ def cross_validate(root: Path, folds: int) -> None:
                 for part, items in sides.items():
                     name = fold_slug(slug, number)
                     write_json(layout.split(axis, name, part, "grouped"), items)
-    for name in CHECKPOINTS:
+    for name in FEW:
         table = pq.read_table(layout.predictions(name))
         of = [fold_of(image) for image in table.column("image").to_pylist()]
         for number in range(1, folds + 1):
@@ -508,7 +528,7 @@ def test_signs_of_reward_hacking_are_shown_with_what_was_written(project: Path) 
 
 
 def test_without_ablations_visual_gains_are_missing_and_never_zero(project: Path) -> None:
-    for name in ["base", *CHECKPOINTS]:
+    for name in ["base", *FEW]:
         write_predictions(
             layout.predictions(name),
             make_predictions(make_questions(per_cell=8), name, ablations=False),
@@ -659,7 +679,7 @@ def tables_in(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_table_is_made_again_from_predictions_and_floors(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: None, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in (layout.PREDICTIONS, layout.PRIOR):
         shutil.copytree(made / folder, tmp_path / folder)
@@ -678,7 +698,11 @@ def test_every_table_is_made_again_from_predictions_and_floors(
 
 
 def test_from_predictions_alone_what_is_missing_is_said_and_the_rest_is_the_same(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    composed: None,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(made / layout.PREDICTIONS, tmp_path / "saved")
     (tmp_path / "saved" / "oct.parquet").unlink()
@@ -787,7 +811,7 @@ def test_a_checkpoint_of_another_method_stands_beside_that_of_grpo(
     monkeypatch.setattr(build, "targets_of", lambda _: {name: with_sft[name] for name in ordered})
     report.make()
     assert list(metrics_of(project)["checkpoints"])[:2] == ["ct", "sft-ct"]
-    assert metrics_of(project)["summary"]["checkpoints"] == 13
+    assert metrics_of(project)["summary"]["checkpoints"] == len(FEW)
     assert "CT with GRPO against CT, SFT:" in page().words()
 
 
@@ -820,9 +844,9 @@ def test_grouped_splits_are_said_to_be_free_of_leaks_beside_what_random_ones_lea
 
 
 def test_the_share_of_seen_test_images_of_random_splits_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_project(tmp_path, per_cell=8, kind="random")
+    write_project(tmp_path, per_cell=8, kind="random", checkpoints=FEW)
     monkeypatch.chdir(tmp_path)
     report.make()
     seen, total = seen_by_modality(tmp_path, "random")
@@ -925,7 +949,7 @@ def test_a_joint_checkpoint_is_tested_on_the_questions_of_all_its_parts(
     run(prior)
     report.make()
     checkpoints = metrics_of(project)["checkpoints"]
-    assert list(checkpoints).index("cross-sectional") == 8, "behind the modalities"
+    assert list(checkpoints).index("cross-sectional") == 3, "behind the modalities"
     joint, ct, mri = (checkpoints[name]["in_domain"] for name in ("cross-sectional", "ct", "mri"))
     assert joint["n"] == ct["n"] + mri["n"]
     assert joint["blind_baseline"]["accuracy"] is not None
@@ -962,12 +986,13 @@ def leave_out(axis: str, slug: str) -> None:
 def test_a_checkpoint_without_data_is_left_out_by_name(
     project: Path, axis: str, slug: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    write_project(project, per_cell=8, checkpoints=SEVERAL)
     leave_out(axis, slug)
     layout.training_log(slug).write_text("", encoding="utf-8")
     report.make()
     metrics = metrics_of(project)
     assert slug not in metrics["checkpoints"]
-    assert len(metrics["checkpoints"]) == 12
+    assert len(metrics["checkpoints"]) == len(SEVERAL) - 1
     cells = metrics["base"][axis]["by_modality" if axis == "modality" else "by_question_type"]
     assert cells[slug] == {"accuracy": None, "n": 0}
     assert any(
@@ -984,8 +1009,13 @@ def test_a_run_without_a_reference_has_no_kl_to_show(project: Path) -> None:
 
 
 def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
-    project: Path, capsys: pytest.CaptureFixture[str]
+    composed: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    write_project(tmp_path, per_cell=8)
+    monkeypatch.chdir(tmp_path)
     report.make()
     assert capsys.readouterr().out == "report: 13 checkpoints and the base -> report/index.html\n"
     build.show()
@@ -993,7 +1023,7 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 100
     assert "\x1b" not in shown
-    for name, entry in metrics_of(project)["checkpoints"].items():
+    for name, entry in metrics_of(tmp_path)["checkpoints"].items():
         (row,) = (line.split() for line in lines if line.split()[:1] == [name])
         own = entry["in_domain"]
         assert row[1:5] == [
@@ -1010,9 +1040,9 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
     assert "Page: report/index.html" in lines
     sentences = " ".join(shown.split())
     assert sentences.endswith(DISCLAIMER)
-    assert f"13 checkpoints: {verdict(metrics_of(project)['summary'])}; +" in sentences
+    assert f"13 checkpoints: {verdict(metrics_of(tmp_path)['summary'])}; +" in sentences
     assert "Leaks by patient are unknown for" in sentences
-    seen, total = seen_by_modality(project, "random")
+    seen, total = seen_by_modality(tmp_path, "random")
     assert f"(at random: {seen} of {total} by modality and" in " ".join(shown.split())
 
 

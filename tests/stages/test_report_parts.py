@@ -23,9 +23,9 @@ from stages.reporting.labels import VARIANT_LABELS, percent, signed
 from stages.scoring.contributions import KINDS
 from stages.scoring.predictions import add_answers
 from tests.conftest import change_params
-from tests.fakes import CHECKPOINTS, write_project
+from tests.fakes import write_project
 from tests.several_images import context_of, give_parts, raw_rows, raw_table
-from tests.stages.test_report import HOSTILE, Page, leave_out, metrics_of, page
+from tests.stages.test_report import FEW, HOSTILE, Page, leave_out, metrics_of, page
 
 PER_CELL = 10
 
@@ -34,8 +34,8 @@ PER_CELL = 10
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project before its report, most of whose questions have several images or context."""
     root = tmp_path_factory.mktemp("written")
-    write_project(root, per_cell=PER_CELL)
-    give_parts(root, ["base", *CHECKPOINTS])
+    write_project(root, per_cell=PER_CELL, checkpoints=FEW)
+    give_parts(root, ["base", *FEW])
     return root
 
 
@@ -86,7 +86,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_columns_without_a_value_leave_every_byte_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_project(tmp_path, per_cell=8)
+    write_project(tmp_path, per_cell=8, checkpoints=FEW)
     monkeypatch.chdir(tmp_path)
     compose_only(monkeypatch)
     report.make()
@@ -96,7 +96,7 @@ def test_columns_without_a_value_leave_every_byte_as_it_was(
     for words in ("Contribution of each part", "strip", "context"):
         assert words not in (layout.REPORT / "report.md").read_text(encoding="utf-8")
         assert words not in build.PAGE.read_text(encoding="utf-8")
-    for name in ["base", *CHECKPOINTS]:
+    for name in ["base", *FEW]:
         table = pq.read_table(layout.predictions(name))
         rows = raw_table(raw_rows(add_answers(table).to_pandas()), OPTIONAL.names)
         pq.write_table(
@@ -105,7 +105,7 @@ def test_columns_without_a_value_leave_every_byte_as_it_was(
     report.make()
     after = contents(layout.REPORT)
     scored = [name for name in before if name.startswith("tables/predictions/")]
-    assert len(scored) == 14
+    assert len(scored) == 1 + len(FEW)
     for name in scored:
         columns = pd.read_parquet(layout.REPORT / name)
         assert columns[OPTIONAL.names].isna().to_numpy().all()
@@ -163,12 +163,12 @@ def test_the_terminal_says_what_the_parts_add(
     mean = metrics_of(project)["contributions"]["means"]["several_images"]
     gain = mean["to_base"]["as_asked"]
     assert (
-        f"Questions with several images (13 checkpoints): {signed(gain['gain'])}"
+        f"Questions with several images (4 checkpoints): {signed(gain['gain'])}"
         f" [{signed(gain['low'])} to {signed(gain['high'])}] points over the base," in words
     )
     order = mean["parts"]["reordered"]
     assert f"images reordered {signed(order['gain'])} [" in words
-    assert "Questions with context (13 checkpoints): " in words
+    assert "Questions with context (4 checkpoints): " in words
 
 
 def strips(root: Path) -> list[list[dict[str, str | None]]]:
@@ -274,7 +274,7 @@ def test_what_is_known_of_a_patient_stays_text(project: Path) -> None:
 
 def test_one_checkpoint_alone_with_such_questions_opens_its_tables(project: Path) -> None:
     plain = dict.fromkeys(OPTIONAL.names)
-    for name in ("base", *CHECKPOINTS):
+    for name in ("base", *FEW):
         if name != "oct":
             rewrite(name, lambda row: row | plain)
     report.make()
@@ -296,7 +296,7 @@ def test_a_checkpoint_that_is_left_out_has_no_parts(project: Path) -> None:
     report.make()
     found = metrics_of(project)["contributions"]
     assert "oct" not in found["checkpoints"]
-    assert found["means"]["context"]["to_base"]["as_asked"]["checkpoints"] == 12
+    assert found["means"]["context"]["to_base"]["as_asked"]["checkpoints"] == len(FEW) - 1
 
 
 def test_an_incomplete_variant_is_refused_by_name(project: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_single_question_about_several_images_has_no_interval(project: Path) -
             return row
         return {key: None if key.startswith(dropped) else value for key, value in row.items()}
 
-    for name in ("base", *CHECKPOINTS):
+    for name in ("base", *FEW):
         rewrite(name, single)
     report.make()
     own = metrics_of(project)["contributions"]["checkpoints"]["ct"]["several_images"]

@@ -2,17 +2,16 @@
 
 import csv
 import json
-import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import time
 from importlib import util
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from stages import evaluate, train
 from stages.core import layout
+from stages.core.distributed.ranks import PROCESSES
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import load_params
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
@@ -28,8 +28,9 @@ from stages.grpo.resume import MANIFEST
 from stages.predictions.schema import LEFT_OUT
 from stages.publishing.bundle import gather
 from stages.reporting.sources import read_predictions
+from tests.core.distributed.servers import Server, finish, kill, start
 from tests.omnimedvqa import AXES
-from tests.workspaces import REPOSITORY, small_workspace
+from tests.workspaces import small_workspace
 
 
 def run_train(monkeypatch: pytest.MonkeyPatch, root: Path, checkpoint: str) -> None:
@@ -38,26 +39,72 @@ def run_train(monkeypatch: pytest.MonkeyPatch, root: Path, checkpoint: str) -> N
     train.main()
 
 
-def test_a_trained_checkpoint_opens_with_plain_transformers_and_has_learnt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_workspace(tmp_path)
-    run_train(monkeypatch, tmp_path, "ct")
-    folder = layout.model("ct")
-    # a process of its own, where nothing of this project can be imported
-    code = (
-        "import sys, torch; from transformers import AutoProcessor, AutoModelForImageTextToText as"
-        f" Model; from PIL import Image;m = Model.from_pretrained({str(folder.resolve())!r}); p ="
-        f" AutoProcessor.from_pretrained({str(folder.resolve())!r});c = [{{'role': 'user',"
-        " 'content': [{'type': 'image'}, {'type': 'text', 'text': 'What type of scan is this?"
-        " A)CT, B)MRI'}]}];t = p.apply_chat_template(c, add_generation_prompt=True,"
-        " tokenize=False);i = p(text=[t], images=[Image.new('RGB', (384, 384))],"
-        " return_tensors='pt');print(type(m).__name__, m.generate(**i,"
-        " max_new_tokens=2).shape[0]); assert not any(n.startswith('stages') for n in sys.modules)"
+class Trained(NamedTuple):
+    root: Path
+    threads: int
+    """Of torch after the training; before, there were more."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A workspace where ct and sft-ct are trained from a base with a licence, to be read only."""
+    root = tmp_path_factory.mktemp("trained")
+    small_workspace(
+        root,
+        images_a_modality=1,
+        sft={"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_share": 0.0},
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
-    assert done.stdout.split() == ["Qwen2VLForConditionalGeneration", "1"], done.stderr
-    assert not list(folder.glob("*.bin")), "no pickles"
+    origin = {
+        "source": "owner/tiny",
+        "commit": "c" * 40,
+        "licence": {"license": "other", "license_name": "qwen-research"},
+    }
+    (root / layout.BASE_MODEL / "base_model.json").write_text(json.dumps(origin), encoding="utf-8")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.MonkeyPatch.context() as patch:
+            run_train(patch, root, "ct")
+            run_train(patch, root, "sft-ct")
+        return Trained(root, torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+
+
+OPENS = """
+import sys, torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+asked = {"type": "text", "text": "What type of scan is this? A)CT, B)MRI"}
+for folder in sys.argv[1:]:
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, asked]}],
+        add_generation_prompt=True, tokenize=False,
+    )
+    inputs = processor(text=[text], images=[Image.new("RGB", (384, 384))], return_tensors="pt")
+    print(type(model).__name__, model.generate(**inputs, max_new_tokens=2).shape[0])
+assert not any(name.startswith("stages") for name in sys.modules)
+"""
+
+
+def test_trained_checkpoints_open_with_plain_transformers(trained: Trained) -> None:
+    # a process of its own, where nothing of this project can be imported
+    folders = [str(trained.root / layout.model(name)) for name in ("ct", "sft-ct")]
+    done = subprocess.run(
+        [sys.executable, "-c", OPENS, *folders], capture_output=True, text=True, cwd="/"
+    )
+    assert done.stdout.split() == ["Qwen2VLForConditionalGeneration", "1"] * 2, done.stderr
+    for folder in folders:
+        assert not list(Path(folder).glob("*.bin")), "no pickles"
+
+
+def test_a_trained_checkpoint_has_learnt_and_says_how(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.root)
+    folder = layout.model("ct")
     before = AutoModelForImageTextToText.from_pretrained(
         layout.BASE_MODEL, dtype=torch.float32
     ).state_dict()
@@ -86,10 +133,9 @@ def test_a_trained_checkpoint_opens_with_plain_transformers_and_has_learnt(
 
 
 def test_a_checkpoint_starts_from_the_policy_that_params_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_workspace(tmp_path)
-    run_train(monkeypatch, tmp_path, "ct")
+    shutil.copytree(trained.root, tmp_path, symlinks=True, dirs_exist_ok=True)
     tree = read_yaml(tmp_path / "params.yaml")
     tree["checkpoints"]["mri"]["start"] = "models/ct"
     (tmp_path / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
@@ -116,17 +162,8 @@ def test_a_checkpoint_starts_from_the_policy_that_params_name(
     assert "checkpoints.mri.start" in str(refused.value)
 
 
-def test_results_do_not_depend_on_the_cores_of_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_workspace(tmp_path)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        run_train(monkeypatch, tmp_path, "ct")
-        assert torch.get_num_threads() == 1, "base.threads"
-    finally:
-        torch.set_num_threads(before)
+def test_results_do_not_depend_on_the_cores_of_the_machine(trained: Trained) -> None:
+    assert trained.threads == 1, "base.threads"
 
 
 def test_a_prompt_over_the_limit_is_refused_not_cut(
@@ -224,17 +261,19 @@ def test_a_missing_image_of_several_is_named_with_its_question(
         run_train(monkeypatch, tmp_path, method)
 
 
-@pytest.mark.parametrize("settings", [{}, {"engine": "trl", "reuse_prompt_pass": False}])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("ct", {}), ("ct", {"engine": "trl", "reuse_prompt_pass": False}), ("sft-ct", {})],
+)
 def test_questions_about_several_images_and_with_context_are_trained_on(
-    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_workspace(tmp_path, grpo=settings, sft={})
     show_several(tmp_path)
-    for name in ("ct", "sft-ct"):
-        run_train(monkeypatch, tmp_path, name)
-        rows = list(csv.DictReader(layout.training_log(name).open(encoding="utf-8")))
-        assert [row["step"] for row in rows] == ["1", "2"]
-        assert weights(tmp_path, name) != weights(tmp_path, "base")
+    run_train(monkeypatch, tmp_path, name)
+    rows = list(csv.DictReader(layout.training_log(name).open(encoding="utf-8")))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert weights(tmp_path, name) != weights(tmp_path, "base")
 
 
 def test_a_checkpoint_without_data_is_left_out_and_a_missing_split_is_named(
@@ -262,31 +301,12 @@ def test_a_checkpoint_without_data_is_left_out_and_a_missing_split_is_named(
         run_train(monkeypatch, tmp_path, "lesion-grading")
 
 
-OPENS = (
-    "import sys; from transformers import AutoProcessor, AutoModelForImageTextToText as Model;"
-    "m = Model.from_pretrained({folder!r}); AutoProcessor.from_pretrained({folder!r});"
-    "print(type(m).__name__); assert not any(n.startswith('stages') for n in sys.modules)"
-)
-
-
 def test_an_sft_checkpoint_keeps_the_contract_and_is_tested_on_its_axis(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_workspace(
-        tmp_path,
-        images_a_modality=1,
-        sft={"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_share": 0.0},
-    )
-    run_train(monkeypatch, tmp_path, "sft-ct")
+    shutil.copytree(trained.root, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     folder = layout.model("sft-ct")
-    done = subprocess.run(
-        [sys.executable, "-c", OPENS.format(folder=str(folder.resolve()))],
-        capture_output=True,
-        text=True,
-        cwd="/",
-    )
-    assert done.stdout.split() == ["Qwen2VLForConditionalGeneration"], done.stderr
-    assert not list(folder.glob("*.bin")), "no pickles"
     facts = json.loads(layout.training_provenance("sft-ct").read_text(encoding="utf-8"))
     assert facts["params"]["sft"]["learning_rate"] == 1e-3
     assert facts["params"]["grpo"]["max_steps"] == 2, "whose budget it has"
@@ -327,51 +347,49 @@ def test_the_think_styles_train_and_evaluate(
     assert len(pd.read_parquet(layout.predictions("oct"))) == 8 * 6
 
 
-COMMAND = [sys.executable, "-m", "stages.train", "ct"]
-LONG = {"max_steps": 40, "num_train_epochs": 40.0, "save_steps": 1, "learning_rate": 1e-3}
+LONG = {"max_steps": 24, "num_train_epochs": 24.0, "save_steps": 1, "learning_rate": 1e-3}
 
 
 def weights(root: Path, name: str = "ct") -> bytes:
     return (root / layout.model(name) / "model.safetensors").read_bytes()
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false"}
+def trained_alone(root: Path, name: str, server: Server, **variables: str) -> tuple[str, str]:
+    """Train to the end; what the stage prints."""
+    code, out, err = finish(root, "train", name, server=server, **variables)
+    assert code == 0, err[-3000:]
+    return out, err
 
 
-def kill_while_it_saves(root: Path, after: int) -> None:
+def kill_while_it_saves(root: Path, after: int, server: Server) -> None:
     """Start the stage and SIGKILL it while it writes its state, at step `after` or soon after."""
-    process = subprocess.Popen(
-        COMMAND, cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start(root, "train", "ct", server=server)
     scratch = root / layout.SCRATCH / "train" / "ct"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         half = [path for path in scratch.glob("*/checkpoint-*") if not (path / MANIFEST).exists()]
         if any(int(path.name.rpartition("-")[2]) >= after for path in half):
             break
+        time.sleep(0.002)
     assert process.poll() is None, "ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill(process, server)
 
 
 def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(
-    tmp_path: Path,
+    tmp_path: Path, preloaded: Server
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for root in (whole, killed):
         root.mkdir()
         small_workspace(root, grpo=LONG)
-    subprocess.run(COMMAND, cwd=whole, env=environment(), check=True, capture_output=True)
-    kill_while_it_saves(killed, after=7)
+    trained_alone(whole, "ct", preloaded)
+    kill_while_it_saves(killed, after=5, server=preloaded)
     assert not (killed / layout.model("ct")).exists()
-    kill_while_it_saves(killed, after=20)
-    done = subprocess.run(
-        COMMAND, cwd=killed, env=environment(), check=True, capture_output=True, text=True
-    )
-    resumed = re.search(r"ct: resuming from step (\d+) \(state in", done.stderr)
+    kill_while_it_saves(killed, after=13, server=preloaded)
+    _, said = trained_alone(killed, "ct", preloaded)
+    resumed = re.search(r"ct: resuming from step (\d+) \(state in", said)
     assert resumed is not None
-    assert int(resumed[1]) >= 19
+    assert int(resumed[1]) >= 12
     assert weights(whole) == weights(killed)
     log = layout.training_log("ct")
     assert (whole / log).read_bytes() == (killed / log).read_bytes()
@@ -380,30 +398,28 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_on
     )
 
 
-def test_a_state_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
+def test_a_state_of_other_settings_is_never_resumed(tmp_path: Path, preloaded: Server) -> None:
     small_workspace(tmp_path, grpo=LONG)
-    kill_while_it_saves(tmp_path, after=5)
+    kill_while_it_saves(tmp_path, after=3, server=preloaded)
     (old,) = (tmp_path / layout.SCRATCH / "train" / "ct").iterdir()
     params = tmp_path / "params.yaml"
     params.write_text(
-        params.read_text(encoding="utf-8").replace("max_steps: 40", "max_steps: 2"),
+        params.read_text(encoding="utf-8").replace("max_steps: 24", "max_steps: 2"),
         encoding="utf-8",
     )
-    done = subprocess.run(
-        COMMAND, cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True
-    )
-    assert "resuming from" not in done.stderr
+    out, said = trained_alone(tmp_path, "ct", preloaded)
+    assert "resuming from" not in said
     assert not old.exists()
-    assert "ct: 2 steps" in done.stdout
+    assert "ct: 2 steps" in out
 
 
 TWO = {"max_steps": 8, "save_steps": 2, "num_generations": 4, "learning_rate": 1e-3}
+SEVERAL = {PROCESSES: "2"}
 
 
-def kill_a_rank(root: Path, rank: int, after: int, name: str = "ct") -> str:
+def kill_a_rank(root: Path, rank: int, after: int, server: Server, name: str = "ct") -> str:
     """Start the stage on two ranks and kill one when a state is saved; the stage's output."""
-    command, several = [*COMMAND[:-1], name], environment() | {"MED_R1_PROCESSES": "2"}
-    launcher = subprocess.Popen(command, cwd=root, env=several, stderr=subprocess.PIPE, text=True)
+    launcher = start(root, "train", name, server=server, **SEVERAL)
     deadline = time.monotonic() + 300
     while launcher.poll() is None and time.monotonic() < deadline:
         kept = [
@@ -414,11 +430,7 @@ def kill_a_rank(root: Path, rank: int, after: int, name: str = "ct") -> str:
             break
         time.sleep(0.02)
     assert launcher.poll() is None, "ended before a process could be killed"
-    ranks = [
-        each
-        for each in psutil.Process(launcher.pid).children()
-        if each.environ().get("RANK") == str(rank)
-    ]
+    ranks = [each for each in server.forks() if each.environ().get("RANK") == str(rank)]
     ranks[0].kill()
     killed = time.monotonic()
     _, said = launcher.communicate(timeout=120)
@@ -429,16 +441,16 @@ def kill_a_rank(root: Path, rank: int, after: int, name: str = "ct") -> str:
     return said
 
 
-def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(
+    tmp_path: Path, preloaded: Server
+) -> None:
     one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
     for root, prompts in ((one, 4), (two, 2), (killed, 2)):
         root.mkdir()
         small_workspace(root, grpo=TWO | {"prompts_per_device": prompts, "num_train_epochs": 10.0})
-    subprocess.run(COMMAND, cwd=one, env=environment(), check=True, capture_output=True)
-    several = environment() | {"MED_R1_PROCESSES": "2"}
-    done = subprocess.run(COMMAND, cwd=two, env=several, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == "ct: 8 steps on 12 questions -> models/ct\n", "said once"
+    trained_alone(one, "ct", preloaded)
+    out, _ = trained_alone(two, "ct", preloaded, **SEVERAL)
+    assert out == "ct: 8 steps on 12 questions -> models/ct\n", "said once"
     rows = [
         list(csv.DictReader((root / layout.training_log("ct")).open(encoding="utf-8")))
         for root in (one, two)
@@ -455,14 +467,12 @@ def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(tmp_p
     ]
     assert [each["processes"] for each in facts] == [1, 2]
 
-    said = kill_a_rank(killed, rank=1, after=2)
+    said = kill_a_rank(killed, rank=1, after=2, server=preloaded)
     assert "process 2 of 2 (rank 1) was killed by signal 9 (SIGKILL)" in said
     assert "Re-run the same command to resume from the last saved state" in said
     assert not (killed / layout.model("ct")).exists()
-    done = subprocess.run(
-        COMMAND, cwd=killed, env=several, check=True, capture_output=True, text=True
-    )
-    assert re.search(r"ct: resuming from step [2468] \(state in", done.stderr)
+    _, said = trained_alone(killed, "ct", preloaded, **SEVERAL)
+    assert re.search(r"ct: resuming from step [2468] \(state in", said)
     assert weights(two) == weights(killed), "bit for bit"
     assert (two / layout.training_log("ct")).read_bytes() == (
         killed / layout.training_log("ct")
@@ -475,21 +485,20 @@ def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(tmp_p
     util.find_spec("deepspeed") is None, reason="deepspeed is not installed: the extra `gpu` has it"
 )
 @pytest.mark.parametrize(("way", "name"), [("zero2", "ct"), ("zero3", "ct"), ("zero2", "sft-ct")])
-def test_deepspeed_goes_on_when_a_process_was_killed(way: str, name: str, tmp_path: Path) -> None:
+def test_deepspeed_goes_on_when_a_process_was_killed(
+    way: str, name: str, tmp_path: Path, preloaded: Server
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for root in (whole, killed):
         root.mkdir()
         settings = TWO | {"parallel": way, "reuse_prompt_pass": False, "num_train_epochs": 10.0}
         small_workspace(root, grpo=settings, sft={"save_steps": 2})
-    several, command = environment() | {"MED_R1_PROCESSES": "2"}, [*COMMAND[:-1], name]
-    subprocess.run(command, cwd=whole, env=several, check=True, capture_output=True)
+    trained_alone(whole, name, preloaded, **SEVERAL)
     assert "process 1 of 2 (rank 0) was killed by signal 9 (SIGKILL)" in kill_a_rank(
-        killed, rank=0, after=2, name=name
+        killed, rank=0, after=2, server=preloaded, name=name
     )
-    done = subprocess.run(
-        command, cwd=killed, env=several, check=True, capture_output=True, text=True
-    )
-    assert re.search(rf"{name}: resuming from step [2468] \(state in", done.stderr)
+    _, said = trained_alone(killed, name, preloaded, **SEVERAL)
+    assert re.search(rf"{name}: resuming from step [2468] \(state in", said)
     assert weights(whole, name) == weights(killed, name)
 
 
@@ -503,23 +512,9 @@ def test_where_one_gpu_is_to_train_the_others_are_out_of_sight_before_cuda_is_as
         run_train(monkeypatch, tmp_path, "ct")
 
 
-def test_the_card_of_a_checkpoint_says_the_licence_of_its_base(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_workspace(tmp_path)
-    origin = {
-        "source": "owner/tiny",
-        "commit": "c" * 40,
-        "licence": {"license": "other", "license_name": "qwen-research"},
-    }
-    (tmp_path / layout.BASE_MODEL / "base_model.json").write_text(
-        json.dumps(origin), encoding="utf-8"
-    )
-    run_train(monkeypatch, tmp_path, "ct")
-    front = load_yaml(
-        (layout.model("ct") / "README.md").read_text(encoding="utf-8").split("---\n")[1],
-        Path("front matter"),
-    )
+def test_the_card_of_a_checkpoint_says_the_licence_of_its_base(trained: Trained) -> None:
+    card = (trained.root / layout.model("ct") / "README.md").read_text(encoding="utf-8")
+    front = load_yaml(card.split("---\n")[1], Path("front matter"))
     assert (front["license"], front["license_name"]) == ("other", "qwen-research")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2.bccache import Bucket, BytecodeCache
 from markupsafe import Markup
 
 from stages.core.yaml_files import dump_yaml
@@ -34,13 +35,14 @@ def render_markdown(path: Path, filters: Filters, /, **values: Any) -> str:
         "python": lambda value: markdown(repr(value)),
     }
     # autoescape marks what macros and blocks return as safe; finalize escapes all other values
-    text = _template(path, own | dict(filters), finalize=_finalize).render(values)
+    template = _template(path, own | dict(filters), _MARKDOWN, finalize=_finalize)
+    text = template.render(values)
     return text.rstrip("\n") + "\n"
 
 
 def render_html(path: Path, filters: Filters, /, **values: Any) -> str:
     """Fill an HTML template; values are escaped."""
-    return _template(path, filters).render(values)
+    return _template(path, filters, _HTML).render(values)
 
 
 def markdown(text: str) -> Markup:
@@ -71,9 +73,32 @@ def front_matter(fields: Mapping[str, Any]) -> Markup:
     return markdown(dump_yaml(dict(fields)))
 
 
-def _template(path: Path, filters: Filters, **options: Any) -> Template:
+class _CompiledTemplates(BytecodeCache):
+    """Templates compiled by this process, as one is rendered for every checkpoint.
+
+    For templates that are always rendered with the same options and filters: both are compiled in.
+    """
+
+    def __init__(self) -> None:
+        self._code: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if code := self._code.get(bucket.key):
+            # ignored if the template's text has changed
+            bucket.bytecode_from_string(code)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._code[bucket.key] = bucket.bytecode_to_string()
+
+
+_MARKDOWN: Final = _CompiledTemplates()
+_HTML: Final = _CompiledTemplates()
+
+
+def _template(path: Path, filters: Filters, compiled: BytecodeCache, **options: Any) -> Template:
     environment = Environment(
         loader=FileSystemLoader(path.parent),
+        bytecode_cache=compiled,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -93,3 +93,14 @@ def test_an_undefined_name_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "page.md.j2").write_text("{{ missing }}", encoding="utf-8")
     with pytest.raises(UndefinedError, match=re.escape("'missing'")):
         render_markdown(tmp_path / "page.md.j2", {})
+
+
+def test_a_compiled_template_serves_other_values_and_not_another_text(tmp_path: Path) -> None:
+    page = tmp_path / "page.md.j2"
+    page.write_text("{{ name }} {{ 1 + 1 }}", encoding="utf-8")
+    assert [render_markdown(page, {}, name=name) for name in ("a", "<b>")] == [
+        "a 2\n",
+        "\\<b\\> 2\n",
+    ]
+    page.write_text("{{ name }} {{ 2 + 2 }}", encoding="utf-8")
+    assert render_markdown(page, {}, name="a") == "a 4\n"

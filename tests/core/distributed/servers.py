@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -24,27 +24,30 @@ class Server:
     process: subprocess.Popen[str]
     socket: Path
     log: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: environment(None, {}))
+    """That it was started with, and stages must have."""
 
     def forks(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
 @contextmanager
-def serving(folder: Path, *libraries: str) -> Iterator[Server]:
+def serving(folder: Path, *libraries: str, **variables: str) -> Iterator[Server]:
     """A server whose socket exists; `folder` is short, or no socket could lie in it."""
     folder.mkdir(parents=True)
+    own = environment(None, variables)
     with (folder / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*COMMAND, str(folder / "socket"), *libraries],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
-            env=environment(None, {}),
+            env=own,
             stdout=log,
             stderr=log,
             start_new_session=True,
             text=True,
         )
-    server = Server(process, folder / "socket", folder / "log")
+    server = Server(process, folder / "socket", folder / "log", own)
     with process:
         until(lambda: server.socket.exists() or process.poll() is not None)
         try:
@@ -69,11 +72,13 @@ def start(
 
 
 def environment(server: Server | None, variables: Mapping[str, str]) -> dict[str, str]:
-    named = {PRELOADED: str(server.socket)} if server else {}
+    """This process's environment, or the server's with its socket, and `variables`."""
+    if server:
+        return {**server.environment, PRELOADED: str(server.socket), **variables}
     # the first changes between a fixture and its test; what is buffered must not be lost either
     left_out = ("PYTEST_CURRENT_TEST", "PYTHONUNBUFFERED")
     own = {name: value for name, value in os.environ.items() if name not in left_out}
-    return own | named | dict(variables)
+    return own | dict(variables)
 
 
 def finish(
@@ -87,6 +92,14 @@ def finish(
     process = start(folder, *arguments, server=server, **variables)
     out, err = process.communicate(given, timeout=300)
     return process.returncode, out, err
+
+
+def kill(process: subprocess.Popen[str], server: Server) -> None:
+    """SIGKILL a stage that runs in the only fork of `server`; returns when its fork has ended."""
+    assert server.forks(), "the stage does its own work"
+    process.kill()
+    process.communicate()
+    until(lambda: not server.forks())
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

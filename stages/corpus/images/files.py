@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image
 
+from stages.core.iteration.import_lock import IMPORT_LOCK
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize, Volume
 from stages.corpus.dicom.headers.preamble import is_dicom
@@ -60,7 +61,8 @@ def decode_files(
     # burned-in text, which must not be overlooked.
     if is_dicom(first):
         # imports pydicom and its decoders, which a corpus without DICOM does not need
-        from stages.corpus.volumes.stacks import read_dicom_stack
+        with IMPORT_LOCK:
+            from stages.corpus.volumes.stacks import read_dicom_stack
 
         stacked = volume.several or slices_named
         files = contents if folder else [first]
@@ -72,7 +74,8 @@ def decode_files(
         return _decode_folder(contents, settings, dicom, volume, names)
     if is_nifti(first):
         # imports pydicom, for its windows, and nibabel, which few corpora need
-        from stages.corpus.volumes.stacks import read_nifti_stack
+        with IMPORT_LOCK:
+            from stages.corpus.volumes.stacks import read_nifti_stack
 
         return _decode_stack(read_nifti_stack(first, dicom, volume, max_pixels), settings)
     if (volume.several or slices_named) and may_have_pages(first):

@@ -21,10 +21,9 @@ from stages.core.settings.categories import MAX_SLUG, RESERVED, SFT
 from stages.core.yaml_files import read_text
 from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.inspection.inspect import Inspection, inspect
-from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.ledger import tally
-from stages.corpus.quarantine.limits import check_refused
-from stages.corpus.quarantine.reasons import UNKNOWN_NAME, RefusedDataError
+from stages.corpus.quarantine.limits import find_excess
+from stages.corpus.quarantine.reasons import UNKNOWN_NAME
 from stages.corpus.records.reading import find_images, read_questions
 from stages.profiles.splice import reset
 from stages.taxonomy import Category, Taxonomy, Vocabulary, fold_slugs
@@ -63,7 +62,7 @@ class Proposal:
     left_out: list[str]
     """Splits with too little data, and their sizes."""
     too_much_refused: str | None
-    """Why stage download would refuse the corpus."""
+    """What exceeds the limits of stage download; None if nothing does."""
     folds: int | None = None
     """Of a cross-validation; None for one cut into train and test."""
 
@@ -84,12 +83,7 @@ def propose(path: Path, folds: int | None = None) -> Proposal:
         reading, _ = find_images(corpus, read_questions(corpus, taxonomy))
         datasets = [record.dataset for record in reading.records]
         quarantine = tally("download", reading.read, datasets, reading.rows)
-        refused = None
-        try:
-            file = layout.QUARANTINE / "download.parquet"
-            check_refused(quarantine, base.quarantine, file, str(path), remedy_of)
-        except RefusedDataError as error:
-            refused = str(error)
+        excess = find_excess(quarantine, base.quarantine)
         found = Counter((record.modality, record.question_type) for record in reading.records)
         groups = groups_for(taxonomy, found)
         for name in ("modalities", "question_types"):
@@ -119,6 +113,7 @@ def propose(path: Path, folds: int | None = None) -> Proposal:
             for name in [slug, *fold_slugs(slug, folds or 0)]:
                 groups["checkpoints"].pop(name, None)
                 groups["evaluations"].pop(name, None)
+    refused = excess and excess[0]
     return Proposal(inspection, words, groups, left_out, refused, folds)
 
 
@@ -127,7 +122,11 @@ def check_usable(proposal: Proposal) -> None:
     if not proposal.inspection.usable:
         raise InputError("no record can be used, see above: correct the corpus")
     if proposal.too_much_refused:
-        raise InputError(proposal.too_much_refused)
+        raise InputError(
+            f"stage download would refuse too many records: {proposal.too_much_refused}. Correct"
+            " them as the findings above say, and repeat the command. To train on the rest only,"
+            " raise the limit in params.yaml (docs/ingest-quality.md)"
+        )
     stops = [each.kind for each in proposal.inspection.findings if each.level == "stops"]
     if stops:
         raise InputError(f"stage splits would refuse this corpus, see above: {', '.join(stops)}")

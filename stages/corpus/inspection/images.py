@@ -39,7 +39,7 @@ class _DecodedImage(NamedTuple):
     digest: bytes = b""
     error: ImageError | None = None
     modality_errors: Mapping[str, ImageError] = {}
-    metadata: dict[str, Any] = {}  # noqa: RUF012  # a tuple's default
+    metadata: dict[str, Any] = {}  # noqa: RUF012  # never changed
     """As stage resize adds to a record."""
     frames: Mapping[int, ImageFacts] = {}
     """Those of a volume that questions show."""
@@ -155,7 +155,7 @@ def _decode(
             params.volume,
             names=names,
             folder=names != [path],
-            slices_named=any(slices),
+            stacked=any(slices),
         )
         wanted = wanted_frames(len(image.frames), params.volume, slices) if image.frames else ()
         frames = describe_frames(image.frames, wanted)

@@ -37,7 +37,8 @@ def check(
     Prints what it contains, what would be refused and why, and how to fix it.
     Writes nothing but FILE and OUT, whose changes are listed one by one.
 
-    Exit code: 0 every record is usable, 1 some are refused, 2 nothing can be used.
+    Exit code: 0 every record is usable, 1 some are refused or a data test would
+    stop the pipeline, 2 nothing can be used.
     """
     if fix:
         from stages.corpus.formats.fix import fix_sheet

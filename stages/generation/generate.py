@@ -65,14 +65,14 @@ class Answers:
 class _Prompt:
     """A row to answer: index of its prefix in `Prefixes`, and its token ids.
 
-    `suffix`: the question and the end of the chat template; `kinds`: each token of the whole prompt
-    at least once.
+    `suffix`: the question and the end of the chat template; `penalized_ids`: what the repetition
+    penalty needs of the whole prompt, each distinct token at least once.
     """
 
     key: Key
     prefix_index: int
     suffix: list[int]
-    kinds: list[int]
+    penalized_ids: list[int]
 
 
 def answer_greedily(
@@ -272,9 +272,12 @@ class _Answerer:
 
     def _prompt_ids(self, rows: Sequence[_Prompt]) -> Tensor:
         """The tokens of the prompts (B, L), for the repetition penalty."""
-        longest = max(len(row.kinds) for row in rows)
+        longest = max(len(row.penalized_ids) for row in rows)
         # padded with a token of the row: one that stands there twice is penalised once
-        padded = [[*row.kinds, *repeat(row.kinds[0], longest - len(row.kinds))] for row in rows]
+        padded = [
+            [*row.penalized_ids, *repeat(row.penalized_ids[0], longest - len(row.penalized_ids))]
+            for row in rows
+        ]
         return torch.tensor(padded, device=self._policy.device)
 
     def _black_image(self, size: tuple[int, int]) -> ProcessedImage:

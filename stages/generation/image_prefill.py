@@ -56,7 +56,7 @@ def prefill_images(
     most_images = IMAGES_PER_PASS
     waiting: list[Sequence[ProcessedImage]] = []
     while _fill(waiting, stream):
-        count = _fitting(waiting, most_images)
+        count = _count_for_pass(waiting, most_images)
         prompts, following = _prefix_prompts(policy, processor, chats, follower, waiting[:count])
         shortage: torch.OutOfMemoryError | None = None
         try:
@@ -89,7 +89,7 @@ def _fill(
     return bool(waiting)
 
 
-def _fitting(waiting: Sequence[Sequence[ProcessedImage]], most_images: int) -> int:
+def _count_for_pass(waiting: Sequence[Sequence[ProcessedImage]], most_images: int) -> int:
     """How many of the sequences, at least one, have at most so many images together."""
     images = len(waiting[0])
     count = 1

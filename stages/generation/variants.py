@@ -44,9 +44,9 @@ def build_questions(
                 contexts["other_context"] = others[item["modality"], context]
         words = prompt_text(item["problem"], style, "evaluate", context)
         variants = {name: Variant(words, shown) for name, shown in images.items()}
-        for name, said in contexts.items():
-            words = prompt_text(item["problem"], style, "evaluate", said)
-            variants[name] = Variant(words, own)
+        for name, replaced in contexts.items():
+            other_words = prompt_text(item["problem"], style, "evaluate", replaced)
+            variants[name] = Variant(other_words, own)
         questions.append(Question(variants, item["modality"]))
     return questions
 

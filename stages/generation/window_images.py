@@ -71,9 +71,9 @@ class WindowImages:
         self._black_image = black_image
         self._sizes: dict[str, Size] = {}
         self._kept: dict[str | Size, ProcessedImage] = {}
-        self._uses: Counter[str | Size] = Counter()  # to come
+        self._remaining_uses: Counter[str | Size] = Counter()
         for group in groups:
-            self._uses.update(chain.from_iterable(_sequences_from_files(group)))
+            self._remaining_uses.update(chain.from_iterable(_sequences_from_files(group)))
 
     def sequences(self, rows: Sequence[Row]) -> Iterator[tuple[Shown, list[ProcessedImage]]]:
         """The distinct sequences that the rows of a group show: of files, then with black images.
@@ -83,7 +83,7 @@ class WindowImages:
         for paths in _sequences_from_files(rows):
             yield paths, [self._take(path, rows) for path in paths]
         with_black = dict.fromkeys(self.shown(row) for row in rows if row.needs_black)
-        self._uses.update(chain.from_iterable(with_black))
+        self._remaining_uses.update(chain.from_iterable(with_black))
         for shown in with_black:
             yield shown, [self._take(each, rows) for each in shown]
 
@@ -95,10 +95,10 @@ class WindowImages:
         )
 
     def _take(self, image: str | Size, rows: Sequence[Row]) -> ProcessedImage:
-        self._uses[image] -= 1
+        self._remaining_uses[image] -= 1
         if image not in self._kept:
             self._kept[image] = self._open(image, rows)
-        return self._kept[image] if self._uses[image] > 0 else self._kept.pop(image)
+        return self._kept[image] if self._remaining_uses[image] > 0 else self._kept.pop(image)
 
     def _open(self, image: str | Size, rows: Sequence[Row]) -> ProcessedImage:
         if not isinstance(image, str):

@@ -101,7 +101,7 @@ def cut_windows(questions: Sequence[Question], batch_rows: int) -> list[Window]:
     for _, by_images in sorted(groups.items()):
         ranks = sorted(by_images)
         indices = [sorted(by_images[rank], key=partial(_order, questions)) for rank in ranks]
-        fits = _fitting(
+        fits = _size_check(
             [_rows_and_images([questions[index] for index in each]) for each in indices],
             max_rows,
             max(max_rows, _MAX_ROWS),
@@ -135,10 +135,10 @@ def _rows_and_images(questions: Sequence[Question]) -> tuple[int, int]:
     return rows, sum(map(len, shown))
 
 
-def _fitting(
+def _size_check(
     sizes: Sequence[tuple[int, int]], max_rows: int, max_images: int
 ) -> Callable[[range], bool]:
-    """Whether a part of the `sizes` (rows, images) is small enough for one window."""
+    """A test whether a part of the `sizes` (rows, images) is small enough for one window."""
     rows = [0, *accumulate(each for each, _ in sizes)]
     images = [0, *accumulate(each for _, each in sizes)]
 

@@ -231,8 +231,8 @@ def _collect_evidence(inputs: ReportInputs) -> Evidence:
         for entry in metrics["checkpoints"].values()
     ):
         inputs.missing.append(
-            "visual gain of at least one checkpoint (evaluate.ablations was off, or a modality has"
-            " a single image)"
+            "visual gain of at least one checkpoint (evaluate.ablations was off, or no other test"
+            " question of its modality shows as many images)"
         )
     provenance = collect_provenance(
         {"report": settings, "splits.kind": inputs.kind or "not recorded"}

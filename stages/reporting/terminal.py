@@ -78,7 +78,10 @@ def blind_baseline_sentence(summary: dict[str, Any]) -> str:
 def image_sentence(summary: dict[str, Any]) -> str:
     """Sentence on the contribution of the images."""
     if summary["visual_gain"] is None:
-        return "Visual gain: missing; set evaluate.ablations to evaluate without the images too."
+        return (
+            "Visual gain: missing; at least one checkpoint was not tested with other images: set"
+            " evaluate.ablations if it is off, or add test questions that show as many images."
+        )
     return (
         "Visual gain: the real image instead of another adds"
         f" {signed(summary['visual_gain'])} points (base {signed(summary['base_visual_gain'])});"

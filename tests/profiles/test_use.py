@@ -341,7 +341,7 @@ def test_a_corpus_that_download_would_refuse_is_refused(root: Path, tmp_path: Pa
     sheet = folder / "ward.csv"
     text = sheet.read_text(encoding="utf-8")
     sheet.write_text(text.replace(",A,", ",Maybe,"), encoding="utf-8")
-    with pytest.raises(InputError, match="refused too many records: 14 of 40"):
+    with pytest.raises(InputError, match="would refuse too many records: 14 of 40"):
         use(folder, yes=True)
 
 

@@ -141,12 +141,12 @@ def test_a_volume_is_its_middle_frame_by_default(
         ),
         (
             {"image_path": None, "images": [f"Images/{number}.png" for number in range(5)]},
-            Reason.IMAGE_LIST,
-            "5 images, more than volume.max_images = 4",
+            Reason.IMAGE_TOO_LARGE,
+            "5 images are shown, more than volume.max_images = 4",
         ),
         (
             {"image_path": None, "images": ["Images/clip.dcm", "Images/a.png"]},
-            Reason.IMAGE_LIST,
+            Reason.IMAGE_TOO_LARGE,
             "5 images",
         ),
     ],

@@ -14,10 +14,7 @@ MAX_NAME_BYTES: Final = 240
 """Of one part of a path: file systems allow 255, and stages add a suffix."""
 
 _NOT_IN_FILE_NAMES: Final = re.compile(r"[\x00\ud800-\udfff]")
-
-
 _DIGITS: Final = re.compile(r"([0-9]{1,18})")
-
 _LEFT_BEHIND: Final = re.compile(
     r"\._.*|__MACOSX|\.DS_Store|\.Spotlight-.*|\.Trash.*|\.fseventsd"  # macOS
     r"|Thumbs\.db|ehthumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"  # Windows
@@ -68,6 +65,12 @@ def image_files(names: Sequence[str], image_path: str) -> list[str]:
     folder = f"{image_path}/"
     below = takewhile(lambda name: name.startswith(folder), names[bisect_left(names, folder) :])
     return sorted((name for name in below if "/" not in name[len(folder) :]), key=_numbers_apart)
+
+
+def first_below(names: Sequence[str], folder: str) -> str | None:
+    """The first file in a folder or in one below it; None if there is none. `names`: sorted."""
+    at = bisect_left(names, f"{folder}/")
+    return names[at] if at < len(names) and names[at].startswith(f"{folder}/") else None
 
 
 def _numbers_apart(name: str) -> list[tuple[int, str]]:

@@ -127,9 +127,16 @@ def read_series(
         order += product([file], range(images[file].tags.frames))
     tags = images[0].tags
     pixels = tags.rows * tags.columns * len(order)
-    if len(order) > settings.max_frames or pixels > settings.max_total_pixels:
+    if len(order) > settings.max_frames:
         raise ImageError(
-            f"too many frames in a series: {len(order)} (dicom.max_frames, dicom.max_total_pixels)",
+            f"too many frames in a series: {len(order)}, the limit is {settings.max_frames}"
+            " (dicom.max_frames)",
+            Reason.IMAGE_TOO_LARGE,
+        )
+    if pixels > settings.max_total_pixels:
+        raise ImageError(
+            f"too many pixels: {tags.columns} x {tags.rows} in {len(order)} frames, the limit is"
+            f" {settings.max_total_pixels} (dicom.max_total_pixels)",
             Reason.IMAGE_TOO_LARGE,
         )
     affine = None

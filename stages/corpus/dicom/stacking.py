@@ -191,7 +191,8 @@ def _check_places(along: Sequence[float], names: Sequence[str]) -> None:
     if len(uneven):
         at = int(uneven[0])
         missing = round(float(distances[at]) / usual) - 1
-        seems = f": about {missing} slices seem to be missing" if missing > 0 else ""
+        slices = "1 slice seems" if missing == 1 else f"{missing} slices seem"
+        seems = f": about {slices} to be missing" if missing > 0 else ""
         raise ImageError(
             f"{names[at]} and {names[at + 1]} are neighbours, at {along[at]:.1f} and"
             f" {along[at + 1]:.1f} mm along the slices' normal, {distances[at]:.1f} mm from each"

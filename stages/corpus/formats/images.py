@@ -244,6 +244,9 @@ def _safe_name(written: str) -> str:
     if problem := unsafe_path(name):
         raise RefusedRecord(written, f"the image's path is {problem}", Reason.IMAGE_PATH)
     name = name.removeprefix(IMAGES)
+    if name.endswith("/"):
+        why = "the image's path ends with /: name a folder of slices without it"
+        raise RefusedRecord(written, why, Reason.IMAGE_PATH)
     if has_long_name(name):
         why = f"the image's path has a name longer than {MAX_NAME_BYTES} bytes"
         raise RefusedRecord(written, why, Reason.IMAGE_PATH)

@@ -55,7 +55,7 @@ __all__ = [
     "resize_by_pillow",
 ]
 
-_RULES: Final = 5
+_RULES: Final = 6
 """Raise it when equal bytes and settings give another image, other metadata, another refusal."""
 _DECODERS: Final = (
     "nibabel",
@@ -177,7 +177,8 @@ def _detect_format(content: bytes) -> str:
             " for example with `dcmconv`",
             Reason.IMAGE_FORMAT,
         )
-    raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})", Reason.IMAGE_FORMAT)
+    known = ", ".join((*FORMATS, "DICOM", "NIfTI"))
+    raise ImageError(f"not an image of a known format ({known})", Reason.IMAGE_FORMAT)
 
 
 # --- libvips

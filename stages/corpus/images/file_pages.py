@@ -73,7 +73,10 @@ def decode_pages(content: bytes, settings: Resize, dicom: Dicom, volume: Volume)
 
 
 class _Pages:
-    """Images of an open file, one in memory at a time; in order they are decoded once each."""
+    """Images of an open file, one in memory at a time.
+
+    Access them in order: Pillow reads a GIF from its start again for an earlier frame.
+    """
 
     def __init__(self, content: bytes, settings: Resize, max_frames: int) -> None:
         """Find them without decoding; ImageError if they are too many."""

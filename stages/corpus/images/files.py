@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image
 
+from stages.core.iteration.import_lock import IMPORT_LOCK
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize, Volume
 from stages.corpus.dicom.headers.preamble import is_dicom
@@ -37,7 +38,7 @@ def decode_files(
     *,
     names: Sequence[str] = (),
     folder: bool = False,
-    slices_named: bool = False,
+    stacked: bool = False,
 ) -> Decoded:
     """Decode an image from one file of any kind, or from a folder with a volume.
 
@@ -48,21 +49,22 @@ def decode_files(
         volume: Which slices `frames` are. By default, those that were stored, in their order.
         names: Of the files, for messages about one of a folder; without them their numbers.
         folder: Whether the files are the slices of a volume.
-        slices_named: Whether a question names slices: their order is then checked, as it is where
-            volume.frames asks for several.
+        stacked: Whether a question shows several slices or names one, so that their order matters
+            and is checked; always where `volume` asks for several.
 
     Raises ImageError with the reason.
     """
     max_pixels = settings.max_megapixels * 10**6
+    stacked = stacked or volume.several
     # accessed once: a lazy sequence fetches on each access
     first = contents[0]
     # Check for DICOM first: a file can be DICOM and another kind at once, and its header may flag
     # burned-in text, which must not be overlooked.
     if is_dicom(first):
         # imports pydicom and its decoders, which a corpus without DICOM does not need
-        from stages.corpus.volumes.stacks import read_dicom_stack
+        with IMPORT_LOCK:
+            from stages.corpus.volumes.stacks import read_dicom_stack
 
-        stacked = volume.several or slices_named
         files = contents if folder else [first]
         return _decode_stack(
             read_dicom_stack(files, dicom, volume, max_pixels, stacked=stacked, names=names),
@@ -72,10 +74,11 @@ def decode_files(
         return _decode_folder(contents, settings, dicom, volume, names)
     if is_nifti(first):
         # imports pydicom, for its windows, and nibabel, which few corpora need
-        from stages.corpus.volumes.stacks import read_nifti_stack
+        with IMPORT_LOCK:
+            from stages.corpus.volumes.stacks import read_nifti_stack
 
         return _decode_stack(read_nifti_stack(first, dicom, volume, max_pixels), settings)
-    if (volume.several or slices_named) and may_have_pages(first):
+    if stacked and may_have_pages(first):
         return decode_pages(first, settings, dicom, volume)
     return decode(first, settings)
 

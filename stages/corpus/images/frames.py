@@ -40,7 +40,7 @@ def shown_frames(count: int, settings: Volume, slices: Slices) -> tuple[int, ...
     """
     if not slices and not settings.several:
         return ()
-    return select_frames(count, settings, slices or None)
+    return select_frames(count, settings, slices)
 
 
 def wanted_frames(

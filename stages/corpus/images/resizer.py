@@ -72,7 +72,7 @@ class ImageMetadata(Mapping[str, ImageResult]):
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Corpus files of an image as (name, SHA-256); `folder`: the files of a DICOM series."""
+    """Corpus files of an image as (name, SHA-256); `folder`: whether each is a slice."""
 
     files: tuple[tuple[str, str], ...]
     folder: bool
@@ -201,9 +201,8 @@ class ImageResizer:
     ) -> dict[str, ImageResult] | None:
         """Link a shard and its frames from the cache; None if any image is missing there.
 
-        Frames that were linked before a None stay, and are used when the shard is written.
-
-        `cached`: key -> entry, of those images of the shard that are in the cache.
+        `cached`: key -> entry, of those images of the shard that are in the cache. Frames that were
+        linked before one was missing stay: they are used when the shard is written.
         """
         results: dict[str, ImageResult] = {}
         for name in shard:
@@ -261,7 +260,7 @@ class ImageResizer:
                 self._volume,
                 names=[name for name, _ in source.files],
                 folder=source.folder,
-                slices_named=self._frames.stacked(name),
+                stacked=self._frames.stacked(name),
             )
             check_modality(image, self._modality)
             metadata = describe(image)

@@ -23,7 +23,7 @@ FramesOfVolumes = Mapping[str, Mapping[int, ImageFacts]]
 
 
 class _Source(NamedTuple):
-    """A file or volume of a question: its stored image, and the frames that are shown of it."""
+    """What an image path of a record names: its stored image, and the frames shown of a volume."""
 
     image: str
     facts: Mapping[str, Any]
@@ -61,8 +61,11 @@ def add_images(
     for source in sources:
         shown += source.frames or [source.image]
     if len(shown) > settings.max_images:
-        why = f"{len(shown)} images, more than volume.max_images = {settings.max_images}"
-        raise RefusedRecord(record.image_path, why, Reason.IMAGE_LIST)
+        why = (
+            f"{len(shown)} images are shown, more than volume.max_images = {settings.max_images}:"
+            " name fewer, or raise it"
+        )
+        raise RefusedRecord(record.image_path, why, Reason.IMAGE_TOO_LARGE)
     first = sources[0]
     known = with_header(record.fields, first.facts.get("dicom", {}))
     fields = {**known, "image": first.image, **first.facts}

@@ -5,8 +5,8 @@
 Takes a folder or archive in OmniMedVQA's layout, or with a CSV and images (docs/own-data.md).
 Writes nothing but FILE.
 
-Exit code: 0, every record is usable; 1, some are refused, or with --strict there are notes; 2,
-nothing can be used.
+Exit code: 0, every record is usable; 1, some are refused, a data test would stop stage splits, or
+with --strict there are notes; 2, nothing can be used.
 """
 
 from __future__ import annotations
@@ -29,11 +29,9 @@ from stages.corpus.archives.source import open_corpus
 from stages.corpus.inspection.inspect import Inspection, as_json, inspect
 
 EXIT_CODES: Final = {"ready": 0, "problems": 1, "unusable": 2}
-"""Settings if the working directory has none."""
+"""Status of an inspection -> exit code."""
 _WIDTH: Final = 132
 """Columns if the output is not a terminal."""
-
-
 _CONVERTED: Final = (".xlsx", ".xlsm", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Suffixes of files that stages.corpus.formats reads."""
 
@@ -84,6 +82,8 @@ def run(
     if json_file:
         write_json(json_file, {"corpus": str(corpus_path), **as_json(inspection, strict)})
     print_inspection(corpus_path, inspection, status)
+    if inspection.has_more_than(examples):
+        print(f"Up to {examples} examples of each kind were printed: --examples N prints more")
     return EXIT_CODES[status]
 
 

@@ -12,7 +12,6 @@ from stages.corpus.splitting.data_tests import TESTS, Result
 Level = Literal["refused", "stops", "note"]
 """Costs records; stops stage splits; neither."""
 
-
 _LEVELS: Final = get_args(Level)
 
 
@@ -63,8 +62,12 @@ class Findings:
         level: Level = "stops" if result.stops else "note"
         value = f"{result.value:g}, limit {result.limit:g}"
         advice = Advice(f"data test {result.test}", test.remedy)
-        for example in result.examples or (result.where,):
-            self._add(advice, level, Example(result.where or result.test, example, value))
+        if result.where:
+            # one finding, at the worst of several places: the examples are what was counted there
+            self._add(advice, level, Example(result.where, "; ".join(result.examples), value))
+            return
+        for example in result.examples or (result.test,):
+            self._add(advice, level, Example(result.test, example, value))
         self._by_kind[advice.kind].count = max(result.found, 1)
 
     def _add(self, advice: Advice, level: Level, example: Example) -> None:

@@ -40,7 +40,7 @@ class _DecodedImage(NamedTuple):
     digest: bytes = b""
     error: ImageError | None = None
     modality_errors: Mapping[str, ImageError] = {}
-    metadata: dict[str, Any] = {}  # noqa: RUF012  # a tuple's default
+    metadata: dict[str, Any] = {}  # noqa: RUF012  # never changed
     """As stage resize adds to a record."""
     frames: Mapping[int, ImageFacts] = {}
     """Those of a volume that questions show."""
@@ -168,7 +168,7 @@ def _decode(
             params.volume,
             names=names,
             folder=names != [path],
-            slices_named=any(slices),
+            stacked=any(slices),
         )
         frames = {}
         if image.frames:

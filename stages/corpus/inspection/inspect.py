@@ -103,6 +103,12 @@ class Inspection:
         """Records that cannot be used."""
         return self.read - self.usable
 
+    def has_more_than(self, examples: int) -> bool:
+        """Whether there is more of any kind than so many examples."""
+        counts = [each.count for each in self.findings]
+        counts += [kind.questions for kind in self.slices.kinds]
+        return any(count > examples for count in counts)
+
     def status(self, strict: bool = False) -> Status:
         """One of "ready", "problems" (refusals, what stops; also notes if `strict`), "unusable"."""
         if not self.usable:
@@ -327,7 +333,7 @@ def _note_missing_splits(records: Sequence[Record], axes: Axes, findings: Findin
                 findings.note(
                     MISSING_SPLITS,
                     f"{axis}/{slug}",
-                    f"{count} images",
+                    "1 image" if count == 1 else f"{count} images",
                     f"fewer than {SMALLEST_SPLIT}",
                 )
     return is_complete

@@ -18,19 +18,33 @@ class VolumeSize(NamedTuple):
     representative: int
 
 
-class SliceExample(NamedTuple):
+class SlicesOfVolume(NamedTuple):
     """Slices, counted from 1, that a question shows or names of a volume of `slice_count`."""
 
-    where: str
     image: str
     slices: tuple[int, ...]
     slice_count: int
 
     def __str__(self) -> str:
-        """As in "slices 4, 2 of 5 of Images/chest (ward.csv, line 3 (q7))"."""
+        """As in "Images/chest, slices 4, 2 (of 5)"."""
         numbers = ", ".join(map(str, self.slices))
         noun = "slice" if len(self.slices) == 1 else "slices"
-        return f"{noun} {numbers} of {self.slice_count} of {self.image} ({self.where})"
+        return f"{self.image}, {noun} {numbers} (of {self.slice_count})"
+
+
+class SliceExample(NamedTuple):
+    """A question, and the slices of each of its volumes, in order."""
+
+    where: str
+    volumes: tuple[SlicesOfVolume, ...]
+
+    def __str__(self) -> str:
+        """As in "ward.csv, line 3 (q7): Images/chest, slices 4, 2 (of 5)"."""
+        return f"{self.where}: {'; '.join(map(str, self.volumes))}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"where": self.where, "volumes": [each._asdict() for each in self.volumes]}
 
 
 @dataclass
@@ -60,7 +74,7 @@ class SliceQuestions:
         """The JSON form."""
         return {
             "questions": self.questions,
-            "examples": [example._asdict() for example in self.examples],
+            "examples": [example.as_json() for example in self.examples],
         }
 
 
@@ -82,39 +96,41 @@ class VolumeSlices:
         self.outside = SliceQuestions()
         """Questions that name slices which their volume does not have: they are refused."""
 
+    @property
+    def kinds(self) -> tuple[SliceQuestions, ...]:
+        """All three."""
+        return self.selected, self.named, self.outside
+
     def add(self, record: Record, sizes: Mapping[str, VolumeSize], *, usable: bool) -> None:
-        """Count a question, with the first of its volumes as an example.
+        """Count a question, unless none of its images is a volume.
 
         `sizes`: image path -> size of each volume; other images are not in it.
         """
-        path = next((path for path in record.image_paths if path in sizes), None)
-        if path is None:
+        volumes = {path: sizes[path] for path in record.image_paths if path in sizes}
+        if not volumes or not (usable or record.slices):
             return
-        size = sizes[path]
-        outside = tuple(number for number in record.slices if number > size.slice_count)
-        if outside:
-            self._add(self.outside, record, path, outside, size)
-        elif usable and record.slices:
-            self._add(self.named, record, path, record.slices, size)
-        elif usable:
-            indices = shown_frames(size.slice_count, self.settings, ()) or (size.representative,)
-            numbers = tuple(index + 1 for index in indices)
-            self._add(self.selected, record, path, numbers, size)
+        if record.slices:
+            ((path, size),) = volumes.items()  # slices are named of one volume
+            outside = tuple(number for number in record.slices if number > size.slice_count)
+            kind = self.outside if outside else self.named
+            slices = [SlicesOfVolume(path, outside or record.slices, size.slice_count)]
+        else:
+            kind = self.selected
+            slices = [
+                SlicesOfVolume(path, self._select(size), size.slice_count)
+                for path, size in volumes.items()
+            ]
+        if usable or kind is self.outside:
+            kind.add(SliceExample(str(record.location), tuple(slices)), self._max_examples)
 
-    def _add(
-        self,
-        kind: SliceQuestions,
-        record: Record,
-        path: str,
-        slices: tuple[int, ...],
-        size: VolumeSize,
-    ) -> None:
-        example = SliceExample(str(record.location), path, slices, size.slice_count)
-        kind.add(example, self._max_examples)
+    def _select(self, size: VolumeSize) -> tuple[int, ...]:
+        """The slices that the settings select of a volume, counted from 1."""
+        indices = shown_frames(size.slice_count, self.settings, ()) or (size.representative,)
+        return tuple(index + 1 for index in indices)
 
     def lines(self) -> list[str]:
         """What a person reads: settings, and each kind of question; none without volumes."""
-        if not any(kind.questions for kind in (self.selected, self.named, self.outside)):
+        if not any(kind.questions for kind in self.kinds):
             return []
         volume = self.settings
         window = "null" if volume.window is None else str(volume.window)

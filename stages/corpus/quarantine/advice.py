@@ -207,7 +207,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.IMAGE_FORMAT: Advice(
         "files in an unknown image format",
         "Export as PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM or NIfTI; renaming the file is not"
-        " enough.",
+        " enough. Of a folder of slices, move all other files out.",
     ),
     Reason.IMAGE_SYNTAX: Advice(
         "DICOM files in an unsupported transfer syntax",
@@ -219,7 +219,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "Export the one that is meant, or set resize.frames: first in params.yaml.",
     ),
     Reason.IMAGE_SERIES: Advice(
-        "folders that are not one DICOM series",
+        "folders and stacks that are not one volume",
         "A folder that a record names must hold the files of one series, of one size and kind; the"
         " images of a TIFF or GIF that is a stack must have one size, too.",
     ),
@@ -235,13 +235,15 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         " for a question about one volume.",
     ),
     Reason.IMAGE_TOO_LARGE: Advice(
-        "images that are too large",
-        "Export the image smaller, or raise the limit named in the reason in params.yaml.",
+        "images that are too large or too many",
+        "Export the image smaller or show fewer, or raise the limit named in the reason in"
+        " params.yaml.",
     ),
     Reason.IMAGE_DAMAGED: Advice(
         "images that cannot be decoded",
         "Copy or export the file again: a PNG or JPEG from its source, a DICOM file as DICOM,"
-        " because its header is checked too.",
+        " because its header is checked too. Move files that are no slices, such as a DICOMDIR, out"
+        " of a folder of slices.",
     ),
     Reason.IMAGE_ANNOTATION: Advice(
         "DICOM images with text burned in",

@@ -16,7 +16,6 @@ _MAX_REASONS: Final = 3
 _MAX_VIOLATIONS: Final = 5
 """Violations that a message names."""
 
-
 _Violation = tuple[str, list[Reason]]
 """What exceeds a limit, and the reasons of most of its refusals."""
 
@@ -53,20 +52,29 @@ def check_refused(
     `path`: the file of the quarantine table; `source`: what the stage read; `remedy_of`: what to do
     about a reason, for those that most records were refused for.
     """
-    violations = list(_violations(quarantine, limits))
-    if not violations:
+    excess = find_excess(quarantine, limits)
+    if excess is None:
         return
-    named = "; ".join(text for text, _ in violations[:_MAX_VIOLATIONS])
-    if (count := len(violations) - _MAX_VIOLATIONS) > 0:
-        named += f"; and {count} more source sets"
-    reasons = dict.fromkeys(chain.from_iterable(reasons for _, reasons in violations))
-    remedies = [f"{reason}: {remedy_of(reason)}" for reason in list(reasons)[:_MAX_REASONS]]
+    named, reasons = excess
+    remedies = [f"{reason}: {remedy_of(reason)}" for reason in reasons]
     raise RefusedDataError(
         f"{source}: {quarantine.stage} refused too many records: {named}. {path} contains every"
         f" refused record and why. {' '.join(remedies)} Then run `dvc repro`. To train on the rest"
         " only, raise the limit in params.yaml (docs/ingest-quality.md)",
         CorpusFault.TOO_MUCH_REFUSED,
     )
+
+
+def find_excess(quarantine: Quarantine, limits: RefusalLimits) -> tuple[str, list[Reason]] | None:
+    """What exceeds which limits, in words, and the most frequent reasons; None if nothing does."""
+    violations = list(_violations(quarantine, limits))
+    if not violations:
+        return None
+    named = "; ".join(text for text, _ in violations[:_MAX_VIOLATIONS])
+    if (count := len(violations) - _MAX_VIOLATIONS) > 0:
+        named += f"; and {count} more source sets"
+    reasons = dict.fromkeys(chain.from_iterable(reasons for _, reasons in violations))
+    return named, list(reasons)[:_MAX_REASONS]
 
 
 def _violations(quarantine: Quarantine, limits: RefusalLimits) -> Iterable[_Violation]:

@@ -94,6 +94,8 @@ def _is_slice(value: object) -> bool:
 def _check_path(path: str, name: str) -> None:
     """Raise RefusedRecord unless `path`, called `name`, leads to a file below Images/."""
     problem = unsafe_path(path)
+    if not problem and path.endswith("/"):
+        problem = "a path that ends with /: name a folder of slices without it"
     if not problem and (not path.startswith(IMAGES) or posixpath.normpath(path) != path):
         problem = f"not a file under {IMAGES}"
     if not problem and path.startswith(f"{IMAGES}{FRAMES}/"):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
+from stages.core.iteration.import_lock import IMPORT_LOCK
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
@@ -51,7 +52,8 @@ def ids_of_file(content: bytes) -> FileIds:
     if not is_dicom(content):
         return FileIds()
     # imports pydicom, which a corpus without DICOM does not need
-    from stages.corpus.dicom.headers.elements import read_elements
+    with IMPORT_LOCK:
+        from stages.corpus.dicom.headers.elements import read_elements
 
     try:
         _, elements = read_elements(content, ("PatientID", "StudyInstanceUID"), _MAX_INFLATED)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
-from stages.corpus.dataset.paths import image_files
+from stages.corpus.dataset.paths import first_below, image_files
 from stages.corpus.dicom.headers.modality import declared_modality
 from stages.corpus.quarantine.ledger import RecordLocation, Row
 from stages.corpus.quarantine.reasons import Reason
@@ -54,7 +54,7 @@ def read_questions(corpus: Corpus, taxonomy: Taxonomy) -> Reading:
 def find_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
     """Quarantine records whose image is missing.
 
-    Also returns image_path -> its files in the corpus, several for a DICOM series.
+    Also returns image_path -> its files in the corpus, several for a folder of slices.
     """
     names = corpus.names
     files_of: dict[str, list[str]] = {}
@@ -71,9 +71,17 @@ def find_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, li
         if missing is None:
             records.append(record)
         else:
-            why = "the image is not in the corpus"
-            rows.append(refuse(record, missing, why, Reason.IMAGE_MISSING))
+            rows.append(refuse(record, missing, _why_missing(names, missing), Reason.IMAGE_MISSING))
     return Reading(reading.read, records, rows), _used(files_of, records)
+
+
+def _why_missing(names: Sequence[str], image_path: str) -> str:
+    """Why no file is found for an image path; `names`: all files of the corpus, sorted."""
+    file = first_below(names, image_path)
+    if file is None:
+        return "the image is not in the corpus"
+    folder = file.rpartition("/")[0]
+    return f"a folder without a file directly in it: name the folder of the slices, as {folder}"
 
 
 def _used(files_of: Mapping[str, list[str]], records: Iterable[Record]) -> dict[str, list[str]]:

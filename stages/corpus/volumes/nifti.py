@@ -103,9 +103,9 @@ def read_nifti(content: bytes, settings: Dicom) -> Nifti:
 
     shape, dtype, offset, rescale, affine = guarded("the NIfTI header is damaged", parse)
     _check_type(dtype)
-    shape = _three(shape, settings)
-    least = _MIN_OFFSET[version]
-    voxels = _voxels(content, shape, dtype, offset or least, least, complete=complete)
+    shape = _volume_shape(shape, settings)
+    min_offset = _MIN_OFFSET[version]
+    voxels = _voxels(content, shape, dtype, offset or min_offset, min_offset, complete=complete)
     _check_values(voxels, rescale)
     return Nifti(voxels, rescale, affine)
 
@@ -147,8 +147,8 @@ def _check_type(dtype: np.dtype[Any]) -> None:
         )
 
 
-def _three(shape: tuple[int, ...], settings: Dicom) -> tuple[int, ...]:
-    """The first three sizes: others must be 1, and there must be at least two."""
+def _volume_shape(shape: tuple[int, ...], settings: Dicom) -> tuple[int, ...]:
+    """Sizes of the three axes; the header must have two or more, and those after the third be 1."""
     if len(shape) < 2 or min(shape) < 1:
         raise ImageError("the NIfTI header is damaged: it has not two sizes or more")
     used = len(shape)
@@ -175,21 +175,23 @@ def _voxels(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     offset: int,
-    least: int,
+    min_offset: int,
     *,
     complete: bool,
 ) -> NDArray[Any]:
     """Voxels as they stand in the file, the first index running fastest.
 
-    complete: whether the file could be unpacked; if not, the first slice that is not is named.
+    offset: of the first voxel, by the header; min_offset: the least one that a header may say;
+    complete: whether the file could be unpacked to its end. Raises ImageError if a slice is not
+    complete, naming the first.
     """
-    if not complete and least <= len(content) < offset:
+    if not complete and min_offset <= len(content) < offset:
         raise ImageError(_NOT_UNPACKED)
-    if not least <= offset <= len(content):
+    if not min_offset <= offset <= len(content):
         raise ImageError("the NIfTI header is damaged: its voxels begin outside of the file")
     size = math.prod(shape) * dtype.itemsize
     whole = (len(content) - offset) // (size // shape[2])
-    incomplete = f"{_slice(whole)} of {shape[2]} is incomplete"
+    incomplete = f"slice {whole + 1} of {shape[2]} along the third axis is incomplete"
     if not complete:
         unknown = f"which of its {shape[2]} slices is damaged is not known"
         raise ImageError(f"{_NOT_UNPACKED}: {incomplete if whole < shape[2] else unknown}")
@@ -218,8 +220,8 @@ def _check_values(voxels: NDArray[Any], rescale: Rescale) -> None:
             more = f" and {len(affected) - 1} more slices" if len(affected) > 1 else ""
             raise ImageError(
                 f"{sum(wrong)} of {voxels.size} voxels are not finite numbers, in"
-                f" {_slice(affected[0])}{more}: save them as numbers, such as the lowest of the"
-                " others"
+                f" slice {affected[0] + 1} along the third axis{more}: save them as numbers, such"
+                " as the lowest of the others"
             )
     ends = np.array([voxels.min(), voxels.max()], dtype=np.float64)
     values = rescale(ends)
@@ -227,8 +229,3 @@ def _check_values(voxels: NDArray[Any], rescale: Rescale) -> None:
         raise ImageError("voxels that are not finite numbers after their scaling")
     if values[0] == values[1]:
         raise ImageError("all voxels have the same value: there is nothing to see")
-
-
-def _slice(index: int) -> str:
-    """A slice as messages name it; with volume.plane: acquired, the number that questions name."""
-    return f"slice {index + 1} along the third axis"

@@ -85,7 +85,7 @@ def plane_orientation(affine: Affine | None, plane: Plane) -> Orientation:
             f" at most {_MAX_OBLIQUITY:.0f} are taken as none",
             Reason.IMAGE_VOLUME,
         )
-    return _transform(affine, _ornt(*_CODES[plane]))
+    return _reorientation(affine, _orientation_to(*_CODES[plane]))
 
 
 def upright_orientation(affine: Affine | None) -> Orientation:
@@ -97,9 +97,9 @@ def upright_orientation(affine: Affine | None) -> Orientation:
     if affine is None:
         return _AS_STORED
     across, direction = io_orientation(affine)[2]
-    target = _ornt(*_CODES[_PLANE_ACROSS[int(across)]])
+    target = _orientation_to(*_CODES[_PLANE_ACROSS[int(across)]])
     target[2, 1] = direction
-    return _transform(affine, target)
+    return _reorientation(affine, target)
 
 
 def reorient(voxels: NDArray[Any], orientation: Orientation) -> NDArray[Any]:
@@ -152,9 +152,11 @@ class _Across:
         return reorient(stack.swapaxes(0, 2), self._orientation)
 
 
-def _ornt(*codes: str) -> Orientation:
+def _orientation_to(*codes: str) -> Orientation:
+    """Orientation of axes that run to these directions, of L, R, P, A, I and S."""
     return np.asarray(axcodes2ornt(codes), dtype=np.float64)
 
 
-def _transform(affine: Affine, target: Orientation) -> Orientation:
+def _reorientation(affine: Affine, target: Orientation) -> Orientation:
+    """What turns voxels that lie as an affine says into a target orientation."""
     return np.asarray(ornt_transform(io_orientation(affine), target), dtype=np.float64)

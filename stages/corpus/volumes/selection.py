@@ -12,8 +12,7 @@ from stages.corpus.quarantine.reasons import Reason
 def select_frames(
     count: int,
     settings: Volume,
-    named: Sequence[int] | None = None,
-    representative: int | None = None,
+    named: Sequence[int] = (),
 ) -> tuple[int, ...]:
     """Indices, from 0, of the frames that a question about a volume of `count` frames shows.
 
@@ -23,9 +22,7 @@ def select_frames(
     Args:
         count: At least 1.
         settings: How many, and which, where the question names none.
-        named: Numbers, from 1, that the question names; None or empty if it names none.
-        representative: Index of the frame that stands for the volume, if one is asked for: that
-            of dicom.frame; None: the one in the middle.
+        named: Numbers, from 1, that the question names; empty if it names none.
 
     Raises ImageError for a named number that is not in the volume or there twice, and for more
     than volume.max_images.
@@ -38,8 +35,6 @@ def select_frames(
         _check_count(count, "slices, and volume.selection is all", settings)
         return tuple(range(count))
     wanted = min(settings.frames, count)
-    if settings.frames == 1:
-        return (count // 2 if representative is None else representative,)
     if settings.selection == "center":
         first = (count - wanted + 1) // 2
         return tuple(range(first, first + wanted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stages.core.iteration.import_lock import IMPORT_LOCK
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Volume
 from stages.corpus.dicom.reader import Levels, Tags, representative
@@ -57,7 +58,8 @@ def read_dicom_stack(
             tags=tags,
         )
     # imports nibabel, which most corpora do not need
-    from stages.corpus.volumes.planes import cut, cut_size, plane_orientation
+    with IMPORT_LOCK:
+        from stages.corpus.volumes.planes import cut, cut_size, plane_orientation
 
     orientation = plane_orientation(image.affine, plane)
     count, height, width = cut_size((tags.columns, tags.rows, len(image.frames)), orientation)
@@ -78,8 +80,13 @@ def read_nifti_stack(content: bytes, dicom: Dicom, volume: Volume, max_pixels: i
     Raises ImageError.
     """
     # imports nibabel, which most corpora do not need
-    from stages.corpus.volumes.nifti import read_nifti
-    from stages.corpus.volumes.planes import plane_orientation, reorient, upright_orientation
+    with IMPORT_LOCK:
+        from stages.corpus.volumes.nifti import read_nifti
+        from stages.corpus.volumes.planes import (
+            plane_orientation,
+            reorient,
+            upright_orientation,
+        )
 
     image = read_nifti(content, dicom)
     if volume.plane == "acquired" or image.voxels.shape[2] == 1:

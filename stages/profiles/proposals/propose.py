@@ -21,10 +21,9 @@ from stages.core.settings.categories import MAX_SLUG, RESERVED, SFT
 from stages.core.yaml_files import read_text
 from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.inspection.inspect import Inspection, inspect
-from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.ledger import tally
-from stages.corpus.quarantine.limits import check_refused
-from stages.corpus.quarantine.reasons import UNKNOWN_NAME, RefusedDataError
+from stages.corpus.quarantine.limits import find_excess
+from stages.corpus.quarantine.reasons import UNKNOWN_NAME
 from stages.corpus.records.reading import find_images, read_questions
 from stages.profiles.proposals.checkpoints import (
     Merged,
@@ -79,7 +78,7 @@ class Proposal:
     of_model: Params
     """Settings of params.yaml with the model that is to be trained."""
     too_much_refused: str | None
-    """Why stage download would refuse the corpus."""
+    """What exceeds the limits of stage download; None if nothing does."""
     folds: int | None = None
     """Of a cross-validation; None for one cut into train and test."""
     settings: list[Setting] = field(default_factory=list)
@@ -140,12 +139,7 @@ def propose(path: Path, folds: int | None = None, scale: str = SAMPLE) -> Propos
         reading, _ = find_images(corpus, read_questions(corpus, taxonomy))
         datasets = [record.dataset for record in reading.records]
         quarantine = tally("download", reading.read, datasets, reading.rows)
-        refused = None
-        try:
-            file = layout.QUARANTINE / "download.parquet"
-            check_refused(quarantine, base.quarantine, file, str(path), remedy_of)
-        except RefusedDataError as error:
-            refused = str(error)
+        excess = find_excess(quarantine, base.quarantine)
         found = Counter((record.modality, record.question_type) for record in reading.records)
         groups = groups_for(taxonomy, found)
         for name in ("modalities", "question_types"):
@@ -181,6 +175,7 @@ def propose(path: Path, folds: int | None = None, scale: str = SAMPLE) -> Propos
     if folds:
         groups |= with_folds(groups, folds)
     settings += _other_settings(tree, groups, params.taxonomy.axes, of_model)
+    refused = excess and excess[0]
     return Proposal(
         inspection, words, groups, left_out, of_model, refused, folds, settings, existing
     )
@@ -229,7 +224,11 @@ def check_usable(proposal: Proposal) -> None:
     if not proposal.inspection.usable:
         raise InputError("no record can be used, see above: correct the corpus")
     if proposal.too_much_refused:
-        raise InputError(proposal.too_much_refused)
+        raise InputError(
+            f"stage download would refuse too many records: {proposal.too_much_refused}. Correct"
+            " them as the findings above say, and repeat the command. To train on the rest only,"
+            " raise the limit in params.yaml (docs/ingest-quality.md)"
+        )
     stops = [each.kind for each in proposal.inspection.findings if each.level == "stops"]
     if stops:
         raise InputError(f"stage splits would refuse this corpus, see above: {', '.join(stops)}")

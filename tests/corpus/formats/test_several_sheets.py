@@ -230,6 +230,13 @@ def test_the_slices_of_a_refused_volume_are_removed_but_for_those_that_are_used(
     assert [path.name for path in (tmp_path / "out/Images/series").iterdir()] == ["2.png"]
 
 
+def test_a_folder_with_a_slash_at_its_end_is_refused_for_that(ward: Path, tmp_path: Path) -> None:
+    write_images(ward, "series/1.png")
+    rows = [row(image="series/"), row(image="./Images/series/"), row(image="scans/a.png")]
+    for text in refusals(run(write_csv(ward / "w.csv", rows), tmp_path / "out")):
+        assert "ends with /" in text
+
+
 def test_a_slice_that_is_a_link_out_of_the_folder_is_refused(ward: Path, tmp_path: Path) -> None:
     write_images(tmp_path, "private/1.png")
     write_images(ward, "series/1.png")

@@ -125,6 +125,24 @@ def test_what_a_data_test_would_stop_is_found(run_check: Check, tmp_path: Path) 
     assert "questions_of_modality" not in str(report["by kind"].keys())
 
 
+def test_a_data_test_of_several_places_is_one_finding_with_all_their_numbers(
+    run_check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{number}.png,What?,Cyst|Nodule,A,mri,disease-diagnosis" for number in range(9)]
+    files: dict[str, str | bytes] = {f"{number}.png": speckled(number) for number in range(9)}
+    folder = write(tmp_path / "ward", files | {"ward.csv": HEADER + "\n".join(rows) + "\n"})
+    finding = inspect(run_check, folder)["by kind"]["data test letter_bias"]
+    assert finding["count"] == len(finding["examples"]) == 1
+    (example,) = finding["examples"]
+    assert example["where"] == "A"
+    assert example["what"].split("; ") == [
+        "A: right in 9, by chance 4",
+        "B: right in 0, by chance 4",
+    ]
+    printed = capsys.readouterr().out.partition("data test letter_bias")[2].partition("\n\n")[0]
+    assert "more" not in printed
+
+
 def test_conflicting_labels_are_listed_even_within_their_limit(
     run_check: Check, tmp_path: Path
 ) -> None:

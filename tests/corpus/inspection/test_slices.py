@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.corpus.quarantine.advice import advise
+from stages.corpus.quarantine.reasons import Reason
 from tests.commands import med_r1
 from tests.conftest import change_params, speckled
 from tests.dicoms import file
@@ -42,10 +44,14 @@ def checked(ward: Path, *rows: str, code: int, options: tuple[str, ...] = ()) ->
     return report
 
 
-def lines(examples: list[dict[str, Any]]) -> list[tuple[str, list[int], int]]:
-    """(line, slices, number of slices) of each example."""
+def lines(examples: list[dict[str, Any]]) -> list[tuple[str, list[tuple[list[int], int]]]]:
+    """(line, (slices, number of slices) of each volume) of each example."""
     return [
-        (each["where"].split(" (")[0], each["slices"], each["slice_count"]) for each in examples
+        (
+            each["where"].split(" (")[0],
+            [(volume["slices"], volume["slice_count"]) for volume in each["volumes"]],
+        )
+        for each in examples
     ]
 
 
@@ -65,14 +71,14 @@ def test_the_selected_slices_are_those_of_the_settings(
     found = checked(ward, row("nine.dcm"), row("a.png"), code=0)["slices"]
     assert found["settings"].items() >= settings.items()
     assert found["selected"]["questions"] == 1
-    assert lines(found["selected"]["examples"]) == [("ward.csv, line 2", expected, 9)]
+    assert lines(found["selected"]["examples"]) == [("ward.csv, line 2", [(expected, 9)])]
     assert found["named"]["questions"] == found["outside"]["questions"] == 0
 
 
 def test_the_slice_that_stands_for_a_volume_is_that_of_the_settings(ward: Path) -> None:
     change_params("dicom", frame="first")
     found = checked(ward, row("four.dcm"), code=0)["slices"]
-    assert lines(found["selected"]["examples"]) == [("ward.csv, line 2", [1], 4)]
+    assert lines(found["selected"]["examples"]) == [("ward.csv, line 2", [([1], 4)])]
 
 
 def test_questions_are_counted_once_by_the_kind_of_their_slices(ward: Path) -> None:
@@ -87,14 +93,14 @@ def test_questions_are_counted_once_by_the_kind_of_their_slices(ward: Path) -> N
         code=1,
     )["slices"]
     assert lines(found["named"]["examples"]) == [
-        ("ward.csv, line 2", [9, 1], 9),
-        ("ward.csv, line 7", [4], 4),
+        ("ward.csv, line 2", [([9, 1], 9)]),
+        ("ward.csv, line 7", [([4], 4)]),
     ]
     assert lines(found["outside"]["examples"]) == [
-        ("ward.csv, line 3", [10, 12], 9),
-        ("ward.csv, line 4", [5], 4),
+        ("ward.csv, line 3", [([10, 12], 9)]),
+        ("ward.csv, line 4", [([5], 4)]),
     ]
-    assert lines(found["selected"]["examples"]) == [("ward.csv, line 6", [5], 9)]
+    assert lines(found["selected"]["examples"]) == [("ward.csv, line 6", [([5], 9), ([3], 4)])]
     assert found["selected"]["questions"] == 1
 
 
@@ -106,7 +112,8 @@ def test_records_with_slices_outside_are_printed(
     assert (found["questions"], len(found["examples"])) == (3, 2)
     printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
     at = next(index for index, line in enumerate(printed) if line.endswith("3 question(s)"))
-    assert printed[at + 1].startswith("- slice 5 of 4 of Images/four.dcm (ward.csv, line 3")
+    assert printed[at + 1].startswith("- ward.csv, line 3 (")
+    assert printed[at + 1].endswith(": Images/four.dcm, slice 5 (of 4)")
     assert printed[at + 3] == "- and 1 more"
 
 
@@ -117,3 +124,47 @@ def test_without_volumes_or_without_decoding_nothing_is_said(
     assert found["selected"]["questions"] == 0
     assert checked(ward, row("nine.dcm"), code=0, options=("--no-images",))["slices"] is None
     assert "Slices of volumes" not in capsys.readouterr().out
+
+
+def test_a_line_has_the_slices_of_each_volume_of_a_question(
+    ward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_params("volume", frames=2)
+    checked(ward, row("four.dcm|a.png|nine.dcm"), code=0)
+    assert ": Images/four.dcm, slices 2, 4 (of 4); Images/nine.dcm, slices 3, 7 (of 9)\n" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_folder_of_folders_is_missing_and_the_one_of_the_slices_is_named(ward: Path) -> None:
+    (ward / "patient" / "series").mkdir(parents=True)
+    (ward / "patient" / "series" / "1.dcm").write_bytes(clip(4, 1))
+    (ward / "empty").mkdir()
+    found = checked(ward, row("patient"), row("empty"), row("nine.dcm|patient"), code=2)
+    (finding,) = [each for each in found["findings"] if each["level"] == "refused"]
+    assert finding["kind"] == advise(Reason.IMAGE_MISSING).kind
+    folder, empty, listed = finding["examples"]
+    assert folder["what"] == listed["what"] == "Images/patient"
+    assert folder["why"].endswith("Images/patient/series")
+    assert "Images" not in empty["why"]
+
+
+@pytest.mark.parametrize("written", ["series/", "./series/", "Images/series/"])
+def test_a_folder_with_a_slash_at_its_end_is_refused_for_that(ward: Path, written: str) -> None:
+    found = checked(ward, row(written), row("nine.dcm"), code=1)
+    (finding,) = [each for each in found["findings"] if each["level"] == "refused"]
+    assert finding["kind"] == advise(Reason.IMAGE_PATH).kind
+    (example,) = finding["examples"]
+    assert example["what"] == "Images/series/"
+    assert "ends with /" in example["why"]
+
+
+def test_more_examples_are_offered_where_some_are_left_out(
+    ward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_params("data_tests", upscaled_images={"severity": "off", "limit": 0.5})
+    rows = [row("nine.dcm", str(number)) for number in range(1, 5)]
+    checked(ward, *rows, code=0, options=("--examples", "20"))
+    assert "--examples N" not in capsys.readouterr().out
+    checked(ward, *rows, code=0, options=("--examples", "3"))
+    assert "Up to 3 examples" in capsys.readouterr().out

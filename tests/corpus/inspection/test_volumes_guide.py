@@ -106,7 +106,8 @@ def test_the_check_finds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert (report["read"], report["kept"]) == (8, 4)
     assert report["images_per_question"] == {"1": 1, "2": 1, "4": 2}
     slices = report["slices"]
-    assert [each["slices"] for each in slices["selected"]["examples"]] == [
+    volumes = [each["volumes"] for each in slices["selected"]["examples"]]
+    assert [volume["slices"] for each in volumes for volume in each] == [
         [1, 2, 4, 5],
         [4, 12, 19, 27],
     ]

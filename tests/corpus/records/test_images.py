@@ -61,6 +61,12 @@ def test_a_volume_may_have_slices(make_record: MakeRecord) -> None:
         ({"images": [TWO[0], TWO[0]]}, Reason.IMAGE_LIST, "image 2 of images is listed before"),
         ({"images": [TWO[0], "Images/../x"]}, Reason.IMAGE_PATH, "image 2 of images is a path"),
         ({"images": [TWO[0], "b.png"]}, Reason.IMAGE_PATH, "not a file under Images/"),
+        (
+            {"images": [TWO[0], "Images/b/"]},
+            Reason.IMAGE_PATH,
+            "image 2 of images is a path that ends",
+        ),
+        ({"images": [TWO[0], "Images/"]}, Reason.IMAGE_PATH, "ends with /"),
         ({"images": [TWO[0], "Images/\x07"]}, Reason.FIELD_TEXT, "control character"),
         ({"images": ["Images/@frames/a/1.png"]}, Reason.IMAGE_PATH, "the pipeline uses itself"),
         ({"images": TWO, "image_path": TWO[0]}, Reason.IMAGE_LIST, "both image_path and images"),

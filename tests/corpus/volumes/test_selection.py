@@ -56,10 +56,9 @@ def test_central_frames_are_neighbours_around_the_middle(count: int, frames: int
 
 
 @given(COUNTS, st.sampled_from(["uniform", "center"]))
-def test_a_single_frame_is_the_representative_or_the_middle(count: int, selection: Any) -> None:
+def test_a_single_frame_is_the_one_in_the_middle(count: int, selection: Any) -> None:
     settings = volume_settings(selection=selection)
     assert select_frames(count, settings) == (count // 2,)
-    assert select_frames(count, settings, representative=0) == (0,)
 
 
 @given(st.data(), COUNTS)
@@ -84,9 +83,8 @@ def test_a_slice_named_twice_is_refused() -> None:
         select_frames(9, volume_settings(), [3, 4, 3])
 
 
-@pytest.mark.parametrize("named", [None, [], ()])
-def test_a_question_that_names_none_gets_those_of_the_settings(named: Any) -> None:
-    assert select_frames(40, volume_settings(frames=4), named) == (5, 15, 25, 35)
+def test_a_question_that_names_none_gets_those_of_the_settings() -> None:
+    assert select_frames(40, volume_settings(frames=4), []) == (5, 15, 25, 35)
 
 
 def test_all_frames_are_shown_up_to_the_limit() -> None:

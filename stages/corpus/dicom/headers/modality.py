@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from stages.core.iteration.import_lock import IMPORT_LOCK
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.taxonomy import DICOM_MODALITIES
@@ -28,7 +29,8 @@ def declared_modality(content: bytes) -> str | None:
 def header_modality(content: bytes, max_inflated: int) -> str | None:
     """DICOM's Modality of a file if it is known; ImageError if the header is damaged."""
     # imports pydicom, which a corpus without DICOM does not need
-    from stages.corpus.dicom.headers.elements import read_elements
+    with IMPORT_LOCK:
+        from stages.corpus.dicom.headers.elements import read_elements
 
     _, elements = read_elements(content, ("Modality",), max_inflated)
     return elements.code("Modality", DICOM_MODALITIES)

@@ -1,6 +1,7 @@
 """Stage prior on made-up splits: the library's numbers, whole or not at all, bad splits refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,18 @@ from tests.fakes import write_project
 from tests.omnimedvqa import AXES
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project to be read only."""
+    root = tmp_path_factory.mktemp("written")
+    write_project(root, per_cell=8, checkpoints=())
+    return root
+
+
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_project(tmp_path, per_cell=8)
+def root(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same to be changed."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -334,7 +334,7 @@ def test_a_worker_whose_supervisor_is_killed_ends_and_the_stage_says_so(
 ) -> None:
     process = start(folder, "train", "wait", "never", server=server, **{STAGE: "train@a"})
     assert process.stdout
-    worker = int(process.stdout.readline().split()[0])
+    worker, child = map(int, process.stdout.readline().split())
     os.kill(psutil.Process(worker).ppid(), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == ExitCode.KILLED
@@ -343,6 +343,7 @@ def test_a_worker_whose_supervisor_is_killed_ends_and_the_stage_says_so(
     assert outcome is not None
     assert outcome.code == ExitCode.KILLED
     until(lambda: not is_alive(worker))
+    os.kill(child, signal.SIGKILL)
 
 
 def test_several_workers_run_at_once(folder: Path, server: Server) -> None:

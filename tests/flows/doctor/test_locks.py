@@ -21,7 +21,8 @@ from flows.doctor.command import examine
 from flows.doctor.findings import Finding
 from flows.doctor.processes import is_locked, lock_holders
 from flows.scheduling.slots import Slots, host_folder
-from tests.flows.tiny import REPOSITORY, make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import REPOSITORY, copy_workspace, run
 
 HOLD = (
     "import fcntl, sys, time; handle = open(sys.argv[1], 'a'); fcntl.flock(handle, fcntl.LOCK_EX); "
@@ -35,14 +36,12 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(run_by_dvc: RunByDvc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace on a host with GPU slots of its own."""
     (tmp_path / "host").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
     monkeypatch.setattr(locks, "STAGE_START_SECONDS", 0.1)
-    root = make_workspace(tmp_path / "workspace", keys=("a",))
-    run("dvc", "repro", "split", cwd=root)
-    return root
+    return copy_workspace(run_by_dvc(("a",), "split"), tmp_path / "workspace")
 
 
 @pytest.fixture

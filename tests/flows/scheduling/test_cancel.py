@@ -13,7 +13,8 @@ from benchmarks.chaos import Services
 from flows.dvc_api.processes import RECORDS, guarded_processes
 from flows.scheduling.slots import find_slots
 from tests.commands import MED_R1
-from tests.flows.tiny import locked, make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import locked, make_workspace
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 90) -> bool:
@@ -24,7 +25,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 90) -> bool:
 
 
 def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_resumes_when_re_run(
-    tmp_path: Path,
+    tmp_path: Path, run_by_dvc: RunByDvc
 ) -> None:
     services = Services(tmp_path)
     root = make_workspace(tmp_path / "workspace")
@@ -68,6 +69,4 @@ def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_resumes_when_re
     finally:
         services.stop()
     assert "split" not in process.stdout, "a finished stage is not run again"
-    plain = make_workspace(tmp_path / "plain")
-    run("dvc", "repro", cwd=plain)
-    assert locked(root) == locked(plain)
+    assert locked(root) == locked(run_by_dvc())

@@ -17,9 +17,10 @@ from flows.workers.checkout import WORK
 from flows.workers.remote_inputs import check
 from stages.core.errors import ExitCode, InputError
 from tests.commands import MED_R1, med_r1
-from tests.flows.tiny import locked, make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import add_remote, locked, make_workspace, run
 
-KEYS = ["a", "b"]
+KEYS = ("a", "b")
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def root(tmp_path: Path) -> Path:
     """A clone of a bare repository, with a folder as its DVC remote, both committed."""
     origin = make_workspace(tmp_path / "origin", KEYS)
     (tmp_path / "remote").mkdir()
-    run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"), cwd=origin)
+    add_remote(origin, tmp_path / "remote")
     run("git", "commit", "-qam", "a remote", cwd=origin)
     run("git", "clone", "-q", "--bare", str(origin), str(tmp_path / "bare"), cwd=tmp_path)
     run("git", "clone", "-q", str(tmp_path / "bare"), str(tmp_path / "workspace"), cwd=tmp_path)
@@ -49,7 +50,7 @@ def worker_runs(services: Services) -> dict[str, str]:
 
 
 def test_two_workers_reproduce_the_results_of_dvc_and_run_all_gpu_stages(
-    root: Path, tmp_path: Path
+    root: Path, tmp_path: Path, run_by_dvc: RunByDvc
 ) -> None:
     services = Services(
         tmp_path,
@@ -73,12 +74,9 @@ def test_two_workers_reproduce_the_results_of_dvc_and_run_all_gpu_stages(
         assert worker_runs(services) == runs, "results of workers come from the remote"
     finally:
         services.stop()
-    plain = make_workspace(tmp_path / "plain", KEYS)
-    run("dvc", "repro", cwd=plain)
-    assert locked(root) == locked(plain)
-    assert locked(tmp_path / "later") == {
-        name: locked(plain)[name] for name in ("split", "train@a")
-    }
+    plain = locked(run_by_dvc(KEYS))
+    assert locked(root) == plain
+    assert locked(tmp_path / "later") == {name: plain[name] for name in ("split", "train@a")}
     assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
     assert sorted(runs) == ["evaluate@a", "evaluate@b", "train@a", "train@b"]
     for folder in (tmp_path / "one", tmp_path / "two"):

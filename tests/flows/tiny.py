@@ -79,9 +79,9 @@ def make_workspace(root: Path, keys: Sequence[str] = ("a", "b", "c")) -> Path:
     return root
 
 
-def copy_workspace(template: Path, root: Path) -> Path:
-    """A copy of a workspace at `root`."""
-    return Path(shutil.copytree(template, root, symlinks=True))
+def copy_folder(template: Path, to: Path) -> Path:
+    """A copy of a workspace, or of what it lies in, at `to`."""
+    return Path(shutil.copytree(template, to, symlinks=True))
 
 
 def init_repository(root: Path) -> None:

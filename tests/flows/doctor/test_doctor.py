@@ -14,7 +14,7 @@ from flows.doctor.command import Diagnosis, examine, sum_up
 from flows.doctor.findings import Finding
 from tests.commands import med_r1
 from tests.flows.conftest import RunByDvc
-from tests.flows.tiny import copy_workspace
+from tests.flows.tiny import copy_folder
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def root(run_by_dvc: RunByDvc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(locks, "STAGE_START_SECONDS", 0.1)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    root = copy_workspace(run_by_dvc(("a",)), tmp_path / "workspace")
+    root = copy_folder(run_by_dvc(("a",)), tmp_path / "workspace")
     monkeypatch.chdir(root)
     return root
 

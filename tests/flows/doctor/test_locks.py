@@ -22,7 +22,7 @@ from flows.doctor.findings import Finding
 from flows.doctor.processes import is_locked, lock_holders
 from flows.scheduling.slots import Slots, host_folder
 from tests.flows.conftest import RunByDvc
-from tests.flows.tiny import REPOSITORY, copy_workspace, run
+from tests.flows.tiny import REPOSITORY, copy_folder, run
 
 HOLD = (
     "import fcntl, sys, time; handle = open(sys.argv[1], 'a'); fcntl.flock(handle, fcntl.LOCK_EX); "
@@ -41,7 +41,7 @@ def root(run_by_dvc: RunByDvc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "host").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
     monkeypatch.setattr(locks, "STAGE_START_SECONDS", 0.1)
-    return copy_workspace(run_by_dvc(("a",), "split"), tmp_path / "workspace")
+    return copy_folder(run_by_dvc(("a",), "split"), tmp_path / "workspace")
 
 
 @pytest.fixture

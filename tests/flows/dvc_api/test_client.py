@@ -9,12 +9,12 @@ import pytest
 from flows.dvc_api.client import dvc, read_status
 from stages.core.errors import InputError
 from tests.flows.conftest import RunByDvc
-from tests.flows.tiny import copy_workspace
+from tests.flows.tiny import copy_folder
 
 
 @pytest.fixture
 def root(run_by_dvc: RunByDvc, tmp_path: Path) -> Path:
-    return copy_workspace(run_by_dvc(("a", "b")), tmp_path / "workspace")
+    return copy_folder(run_by_dvc(("a", "b")), tmp_path / "workspace")
 
 
 def test_status_lists_stale_stages_with_reasons(root: Path) -> None:

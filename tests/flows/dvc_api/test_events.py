@@ -17,13 +17,13 @@ from flows.dvc_api.runner import Runner, StageError
 from stages.core.errors import ExitCode
 from stages.core.outcome import StageOutcome
 from tests.flows.conftest import RunByDvc
-from tests.flows.tiny import ENVIRONMENT, copy_workspace, make_workspace, run
+from tests.flows.tiny import ENVIRONMENT, copy_folder, make_workspace, run
 
 
 @pytest.fixture
 def root(run_by_dvc: RunByDvc, tmp_path: Path) -> Path:
     """A workspace in which the first stage has run."""
-    return copy_workspace(run_by_dvc(("a", "b"), "split"), tmp_path / "workspace")
+    return copy_folder(run_by_dvc(("a", "b"), "split"), tmp_path / "workspace")
 
 
 def test_the_installed_dvc_prints_the_event_of_a_locked_path(root: Path) -> None:

@@ -12,13 +12,13 @@ from flows.dvc_api.runner import Runner, StageError, StoppedError
 from stages.core.errors import ExitCode
 from stages.core.outcome import outcome_path
 from tests.flows.conftest import RunByDvc
-from tests.flows.tiny import copy_workspace, locked, make_workspace, run
+from tests.flows.tiny import copy_folder, locked, make_workspace, run
 
 
 @pytest.fixture
 def root(run_by_dvc: RunByDvc, tmp_path: Path) -> Path:
     """A workspace in which the first stage has run."""
-    return copy_workspace(run_by_dvc(("a", "b"), "split"), tmp_path / "workspace")
+    return copy_folder(run_by_dvc(("a", "b"), "split"), tmp_path / "workspace")
 
 
 def test_a_stage_is_run_unchanged_or_restored_from_the_run_cache(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from flows.dvc_api.client import read_status
 from flows.registry import snapshot
 from flows.source.probe import update
 from stages.core.yaml_files import dump_yaml
-from tests.flows.tiny import copy_workspace, init_repository, run
+from tests.flows.tiny import copy_folder, init_repository, run
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(imported: Path, tmp_path: Path) -> Path:
-    return copy_workspace(imported.parent, tmp_path / "copy") / imported.name
+    return copy_folder(imported.parent, tmp_path / "copy") / imported.name
 
 
 def fetch_new_data(root: Path) -> None:

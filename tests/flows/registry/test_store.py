@@ -11,7 +11,7 @@ import pytest
 from flows.registry.store import CachedObject, add, fetch, missing, outputs, push
 from stages.core.errors import InputError
 from stages.core.yaml_files import dump_yaml
-from tests.flows.tiny import copy_workspace, init_repository, run
+from tests.flows.tiny import copy_folder, init_repository, run
 
 STAGE = {
     "stages": {
@@ -37,13 +37,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(trained: Path, tmp_path: Path) -> Path:
-    return copy_workspace(trained, tmp_path / "workspace")
+    return copy_folder(trained, tmp_path / "workspace")
 
 
 @pytest.fixture(scope="module")
 def trained_again(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same after another training, on another word."""
-    root = copy_workspace(trained, tmp_path_factory.mktemp("again") / "workspace")
+    root = copy_folder(trained, tmp_path_factory.mktemp("again") / "workspace")
     (root / "word.txt").write_text("second", encoding="utf-8")
     run("dvc", "repro", cwd=root)
     assert outputs(root)["model"] != outputs(trained)["model"]
@@ -52,7 +52,7 @@ def trained_again(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def changed(trained_again: Path, tmp_path: Path) -> Path:
-    return copy_workspace(trained_again, tmp_path / "workspace")
+    return copy_folder(trained_again, tmp_path / "workspace")
 
 
 @pytest.fixture
@@ -63,7 +63,8 @@ def model(trained: Path) -> CachedObject:
 
 def add_remote(root: Path) -> None:
     # DVC resolves the relative path from the folder of its configuration
-    run("dvc", "remote", "add", "-d", "store", "../remote", cwd=root)
+    text = "[core]\nremote = store\n['remote \"store\"']\nurl = ../../remote\n"
+    (root / ".dvc" / "config").write_text(text, encoding="utf-8")
 
 
 def test_a_replaced_output_is_restored_without_changing_the_workspace(

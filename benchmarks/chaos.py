@@ -24,12 +24,15 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
+from prefect import flow
 from rich.console import Console
 
 from benchmarks.command_line import build_parser
 from flows.dvc_api.processes import guarded_processes
+from flows.prefect_api.client import create_work_pools, open_client
 from flows.scheduling.slots import find_slots
 from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance
@@ -138,6 +141,7 @@ class Services:
     """A Prefect server, workers and flow runs of one deployment (named POOL) on loopback.
 
     `workers`: additional environment variables of each; of several, each runs one flow at a time.
+    `api`: address of a server that runs already, which is then not started.
     """
 
     def __init__(
@@ -145,17 +149,20 @@ class Services:
         folder: Path,
         entrypoint: str = "flows/reproduce/flow.py:reproduce",
         workers: Sequence[Mapping[str, str]] = ({},),
+        api: str | None = None,
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
+        self._starts_server = api is None
+        self._deployment: UUID | None = None
         self._folder = folder
         self._entrypoint = entrypoint
         self._worker_variables = workers
         self.environment = ENVIRONMENT | {
             "PYTHONPATH": str(REPOSITORY),
             "PREFECT_HOME": str(folder / "prefect"),
-            "PREFECT_API_URL": f"http://127.0.0.1:{self._port}/api",
+            "PREFECT_API_URL": api or f"http://127.0.0.1:{self._port}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "WARNING",
             "CUDA_VISIBLE_DEVICES": "",
@@ -165,26 +172,14 @@ class Services:
 
     def start(self) -> None:
         """Start the server and the workers that are not running."""
-        first = self._server is None
-        if self._server is None or self._server.poll() is not None:
+        is_down = self._server is None or self._server.poll() is not None
+        if self._starts_server and is_down:
             self._server = self._spawn(
                 "server", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)
             )
             _until(self._healthy, 90)
-        if first:
-            self._prefect("work-pool", "create", POOL, "--type", "process")
-            code = (
-                "from prefect import flow; "
-                f"flow.from_source({str(REPOSITORY)!r}, {self._entrypoint!r})"
-                f".deploy('chaos', work_pool_name={POOL!r}, print_next_steps=False)"
-            )
-            subprocess.run(
-                [sys.executable, "-c", code],
-                env=self.environment,
-                cwd=REPOSITORY,
-                check=True,
-                capture_output=True,
-            )
+        if self._deployment is None:
+            self._deployment = self._deploy()
         command = ["worker", "start", "--pool", POOL, "--type", "process"]
         if len(self._worker_variables) > 1:
             command += ["--limit", "1"]
@@ -193,11 +188,22 @@ class Services:
                 worker = self._spawn(f"worker-{number}", *command, extra=variables)
                 self._workers[number : number + 1] = [worker]
 
-    def run_flow(self, root: Path) -> None:
-        """Have the worker run the reproduce flow."""
-        self._prefect(
-            "deployment", "run", "reproduce/chaos", "--param", f"root={root}", "--param", "slots=2"
-        )
+    def _deploy(self) -> UUID:
+        """Create the pool and the deployment, from this process; the deployment's id."""
+        with open_client(self.environment) as client:
+            create_work_pools(client, [POOL])
+            source: Any = flow.from_source(str(REPOSITORY), self._entrypoint)
+            deployment: UUID = source.deploy(POOL, work_pool_name=POOL, print_next_steps=False)
+            return deployment
+
+    def run_flow(self, root: Path) -> UUID:
+        """Have the worker run the reproduce flow; the id of the flow run."""
+        assert self._deployment
+        with open_client(self.environment) as client:
+            parameters = {"root": str(root), "slots": 2}
+            return client.create_flow_run_from_deployment(
+                self._deployment, parameters=parameters
+            ).id
 
     def kill(self, victim: str, root: Path) -> str | None:
         """Send SIGKILL to the first process of a kind; its command line, None without one."""
@@ -245,12 +251,6 @@ class Services:
                 stdout=log,
                 stderr=log,
             )
-
-    def _prefect(self, *arguments: str) -> None:
-        command = [str(Path(sys.executable).parent / "prefect"), "--no-prompt", *arguments]
-        subprocess.run(
-            command, env=self.environment, cwd=REPOSITORY, check=True, capture_output=True
-        )
 
     def _healthy(self) -> bool:
         address = f"http://127.0.0.1:{self._port}/api/health"

@@ -28,7 +28,13 @@ from flows.doctor.server import worker_name, zombies
 from flows.dvc_api.client import environment
 from flows.dvc_api.processes import guarded
 from flows.prefect_api.artifacts import REPORT_URL
-from flows.prefect_api.client import CLIENT_PASSWORD, is_loopback, server_responds
+from flows.prefect_api.client import (
+    CLIENT_PASSWORD,
+    create_work_pools,
+    is_loopback,
+    open_client,
+    server_responds,
+)
 from flows.prefect_api.environment import HOME, NO_TELEMETRY, prefect_home
 from stages.core import layout
 from stages.core.errors import InputError
@@ -75,9 +81,8 @@ def serve(root: Path, host: str, port: int) -> int:
             _await_server(variables, children[0], log)
             for message in end_dead_runs(variables):
                 print(message, flush=True)
-            for pool in POOLS:
-                options = ("--type", "process", "--overwrite")
-                _run(root, variables, "work-pool", "create", pool, *options)
+            with open_client(variables) as client:
+                create_work_pools(client, POOLS)
             _run(root, variables, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
             (root / layout.REPORT).mkdir(exist_ok=True)
             served = (str(layout.REPORT), REPORT_HOST, str(port + 1))
@@ -141,14 +146,7 @@ def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
 
 def end_dead_runs(variables: Mapping[str, str]) -> list[str]:
     """Mark runs whose process is gone as crashed, freeing their slots; one line per run."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-
-    address = {
-        PREFECT_API_URL: variables["PREFECT_API_URL"],
-        PREFECT_API_AUTH_STRING: variables.get(CLIENT_PASSWORD),
-    }
-    with temporary_settings(address), get_client(sync_client=True) as client:
+    with open_client(variables) as client:
         return [finding.fix() for finding in zombies(client) if finding.fix]
 
 

@@ -1,12 +1,11 @@
-"""DVC's command line: run a command, and read which stages are stale.
+"""DVC's command line: run a command. And which stages are stale, by DVC's objects.
 
-Every call is `dvc --wait-for-lock`: without it, stages that start or end while another holds the
+Every command is `dvc --wait-for-lock`: without it, stages that start or end while another holds the
 repository's lock fail, and hours of work can end unrecorded.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,11 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from flows.dvc_api.repository import format_error, open_repository
 from stages.core import layout
 from stages.core.errors import InputError
 
 STATUS_ATTEMPTS: Final = 3
-"""How often `dvc status` is tried, as another DVC command may be writing a file that it reads."""
+"""How often the status is read, as another DVC command may be writing a file that it reads."""
 STATUS_PAUSE_S: Final = 0.5
 """Seconds between two attempts."""
 
@@ -66,10 +66,13 @@ def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
 
 
 def read_status(root: Path) -> dict[str, Reasons]:
-    """Stale stage -> reasons, from `dvc status`: without stages that only wait for a stale one."""
-    status: dict[str, list[str | dict[str, Any]]] = json.loads(_status(root) or "{}")
+    """Stale stage -> reasons, as `dvc status` has them: without what only waits for a stale stage.
+
+    In this process, as a DVC process for each status takes longer to start than to answer; call it
+    from one thread at a time. InputError with DVC's message if it fails.
+    """
     stale: dict[str, Reasons] = {}
-    for name, reasons in status.items():
+    for name, reasons in _status(root).items():
         merged: Reasons = {}
         for reason in reasons:
             merged |= {reason: {}} if isinstance(reason, str) else reason
@@ -81,17 +84,25 @@ def read_status(root: Path) -> dict[str, Reasons]:
     return stale
 
 
-def _status(root: Path) -> str:
-    """What `dvc status` prints, tried a few times.
+def _status(root: Path) -> dict[str, list[str | dict[str, Any]]]:
+    """What `dvc status` returns, tried a few times.
 
     It fails where another DVC command is writing .dvc/tmp/rwlock, which is not written atomically.
     """
-    for _ in range(STATUS_ATTEMPTS - 1):
+    for attempt in range(1, STATUS_ATTEMPTS + 1):
         try:
-            return dvc(root, "status", "--json")
-        except InputError:
+            with open_repository(root) as repo:
+                # not whether imports have updates: that would query their sources
+                status: dict[str, Any] = repo.status(check_updates=False)
+                return status
+        except Exception as error:  # whatever a file or a remote of the workspace makes DVC raise
+            if attempt == STATUS_ATTEMPTS:
+                raise InputError(
+                    f"the status of {root} cannot be read: {format_error(error)}. `dvc status`"
+                    " shows where"
+                ) from error
             time.sleep(STATUS_PAUSE_S)
-    return dvc(root, "status", "--json")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def format_reasons(reasons: Reasons) -> str:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from flows.dvc_api.client import dvc
 from flows.dvc_api.graph import Stage
 from flows.dvc_api.lock_file import read_locked_stages
+from flows.dvc_api.repository import cache_folder
 from stages.core.disk_space import free_bytes
 from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
@@ -63,11 +63,6 @@ def tree_size(path: Path) -> int | None:
 def free_space(root: Path) -> int:
     """Bytes free for the workspace and DVC's cache; the lower number if they are on two disks."""
     return min(free_bytes(path) for path in (root, cache_folder(root)))
-
-
-def cache_folder(root: Path) -> Path:
-    """DVC's cache of stage outputs."""
-    return root / dvc(root, "cache", "dir").strip()
 
 
 def _pinned(path: Path) -> dict[str, int]:

@@ -5,8 +5,6 @@ Uses DVC's Python objects as `flows.dvc_api.graph` does: only to read, and in a 
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +15,8 @@ from dvc.repo import Repo
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc_data.hashfile.hash_info import HashInfo
 
+from flows.dvc_api.repository import open_repository
+
 
 def restorable(root: Path, names: Iterable[str]) -> set[str]:
     """Those of the given stages whose outputs `dvc repro` would restore from the run cache.
@@ -26,20 +26,14 @@ def restorable(root: Path, names: Iterable[str]) -> set[str]:
     resolves paths of the run cache.
     """
     candidates = set(names)
-    logger = logging.getLogger("dvc")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # DVC logs a dry restore as if it were real
-    try:
-        with contextlib.chdir(root), Repo() as repo:
-            file = os.path.join(repo.root_dir, "dvc.yaml")
-            stages = {
-                stage.name: stage
-                for stage in repo.index.stages
-                if stage.path == file and stage.name in candidates
-            }
-            return {name for name, stage in stages.items() if _is_restorable(repo, stage)}
-    finally:
-        logger.setLevel(level)
+    with open_repository(root) as repo:
+        file = os.path.join(repo.root_dir, "dvc.yaml")
+        stages = {
+            stage.name: stage
+            for stage in repo.index.stages
+            if stage.path == file and stage.name in candidates
+        }
+        return {name for name, stage in stages.items() if _is_restorable(repo, stage)}
 
 
 def _is_restorable(repo: Repo, stage: Any) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
@@ -12,6 +14,9 @@ import psutil
 from flows.dvc_api.processes import end_processes
 from flows.prefect_api.environment import ADDRESS
 from stages.core.errors import InputError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 CLIENT_PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105  (name of a variable)
 _EPHEMERAL = "PREFECT__SERVER_EPHEMERAL"
@@ -44,6 +49,39 @@ def server_responds(variables: Mapping[str, str], seconds: float = 5.0) -> bool:
             f" {CLIENT_PASSWORD} to user:password"
         )
     return reply.is_success
+
+
+@contextmanager
+def open_client(variables: Mapping[str, str]) -> Iterator[SyncPrefectClient]:
+    """Prefect's client for the server of these environment variables, whatever this process has."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    address = {
+        PREFECT_API_URL: variables[ADDRESS],
+        PREFECT_API_AUTH_STRING: variables.get(CLIENT_PASSWORD),
+    }
+    with temporary_settings(address), get_client(sync_client=True) as client:
+        yield client
+
+
+def create_work_pools(client: SyncPrefectClient, names: Iterable[str]) -> None:
+    """Create work pools of type process, or bring existing ones up to date.
+
+    As `prefect work-pool create --overwrite` does, which takes seconds for each. InputError if the
+    server refuses.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import PrefectException
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    for name in names:
+        pool = WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
+        try:
+            client.create_work_pool(pool, overwrite=True)
+        except (httpx.HTTPError, PrefectException) as error:
+            raise InputError(f"the work pool {name!r} could not be created: {error}") from error
 
 
 def is_loopback(host: str) -> bool:

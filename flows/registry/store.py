@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.dvc_api.client import dvc
 from flows.dvc_api.lock_file import read_locked_stages
+from flows.dvc_api.repository import cache_folder, read_config, write_config
 from stages.core import layout
 from stages.core.dvc_files import Out, read_dvc_file
 from stages.core.errors import InputError
@@ -101,7 +102,7 @@ _REMEDY = "restore a copy of the cache, or promote again with `med-r1 champion p
 
 def missing(root: Path, cached: CachedObject) -> int:
     """Number of the object's files that are not in the local cache."""
-    cache = Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
+    cache = cache_folder(root) / "files" / "md5"
 
     def is_cached(md5: str) -> bool:
         return (cache / md5[:2] / md5[2:]).is_file()
@@ -122,33 +123,13 @@ def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
     # inside the workspace, so on its disk: links into the cache work there too
     folder = Path(tempfile.mkdtemp(dir=parent))
     try:
-        settings = _settings(root)
-        (folder / ".dvc").mkdir()
-        (folder / ".dvc" / "config").write_text(_config(settings), encoding="utf-8")
-        yield folder, "core.remote" in settings
+        settings = read_config(root)
+        settings["cache"]["dir"] = str(cache_folder(root))
+        settings["core"] |= {"no_scm": "true", "analytics": "false"}
+        write_config(folder, settings)
+        yield folder, "remote" in settings["core"]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _settings(root: Path) -> dict[str, str]:
-    """Effective DVC settings of the workspace by `section.key`, relative paths resolved."""
-    lines = dvc(root, "config", "--list").splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line) | {
-        "cache.dir": dvc(root, "cache", "dir").strip(),
-        "core.no_scm": "true",
-        "core.analytics": "false",
-    }
-
-
-def _config(settings: Mapping[str, str]) -> str:
-    sections: dict[str, list[str]] = {}
-    for name, value in settings.items():
-        section, _, key = name.rpartition(".")
-        if section.startswith("remote."):
-            section = f"'remote \"{section.removeprefix('remote.')}\"'"
-        quote = next(each for each in ('"', "'", "'''") if each not in value)
-        sections.setdefault(section, []).append(f"{key} = {quote}{value}{quote}")
-    return "".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in sections.items())
 
 
 def _write_dvc_file(folder: Path, name: str, cached: CachedObject) -> str:

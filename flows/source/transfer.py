@@ -62,10 +62,14 @@ def _fetch_corpus(root: Path) -> None:
 def find_import(repo: Any) -> Any:
     """The DVC stage of data.dvc in the working directory; None if there is none.
 
-    Not by target: only files of the workspace count, as for `dvc update`.
+    Of the pipeline, which takes longer to read than the source to answer, nothing is read.
     """
-    path = Path.cwd() / layout.DATA_DVC
-    return next((stage for stage in repo.index.stages if Path(stage.path) == path), None)
+    from dvc.stage.exceptions import StageFileDoesNotExistError
+
+    try:
+        return repo.stage.load_one(str(layout.DATA_DVC))
+    except StageFileDoesNotExistError:
+        return None
 
 
 def unreachable_error(name: str, error: BaseException | None = None) -> InputError:

@@ -21,6 +21,7 @@ from typing import Any, Final
 from flows.dvc_api.client import dvc
 from flows.dvc_api.graph import Graph, Stage, overlap
 from flows.dvc_api.lock_file import LOCK_FILE
+from flows.dvc_api.repository import cache_folder
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import LockedError, exclusive_lock
@@ -129,7 +130,7 @@ def pull_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> Non
 
 def clear_run_cache(clone: Clone) -> None:
     """Empty a clone's run cache, so that the next push contains the entry of one stage only."""
-    cache = clone.root / dvc(clone.root, "cache", "dir", inherit_fds=[clone.lock_fd]).strip()
+    cache = cache_folder(clone.root)
     if cache.resolve().is_relative_to(clone.root):  # never empty a shared cache
         shutil.rmtree(cache / "runs", ignore_errors=True)
 

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.dvc_api.client import read_status
-from tests.flows.tiny import REPOSITORY, run
+from tests.flows.tiny import REPOSITORY, init_repository, run
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(
         REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__")
     )
-    run("git", "init", "-q", cwd=root)
-    run("dvc", "init", "-q", cwd=root)
+    init_repository(root)
     shutil.copy(REPOSITORY / ".dvcignore", root)
     run("dvc", "repro", cwd=root)
     assert read_status(root) == {}

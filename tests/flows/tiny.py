@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dvc.config import Config
+
 from stages.core.yaml_files import dump_yaml, read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
@@ -75,6 +77,27 @@ def make_workspace(root: Path, keys: Sequence[str] = ("a", "b", "c")) -> Path:
     run("git", "add", "-A", cwd=root)
     run("git", "commit", "-q", "-m", "a pipeline", cwd=root)
     return root
+
+
+def copy_folder(template: Path, to: Path) -> Path:
+    """A copy of a workspace, or of what it lies in, at `to`."""
+    return Path(shutil.copytree(template, to, symlinks=True))
+
+
+def init_repository(root: Path) -> None:
+    """An empty git repository with the files that `dvc init` writes."""
+    run("git", "init", "-q", cwd=root)
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config").touch()
+    (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
+    (root / ".dvcignore").touch()
+
+
+def add_remote(root: Path, folder: Path) -> None:
+    """Add a folder as DVC's default remote `shared`, as `dvc remote add` does."""
+    with Config(str(root / ".dvc")).edit() as config:
+        config["remote"]["shared"] = {"url": str(folder)}
+        config["core"]["remote"] = "shared"
 
 
 def _pipeline(keys: list[str]) -> dict[str, Any]:

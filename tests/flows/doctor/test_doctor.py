@@ -13,19 +13,19 @@ from flows.doctor import locks
 from flows.doctor.command import Diagnosis, examine, sum_up
 from flows.doctor.findings import Finding
 from tests.commands import med_r1
-from tests.flows.tiny import make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import copy_folder
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(run_by_dvc: RunByDvc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A healthy workspace as the working directory, no server, and GPU slots of its own."""
     (tmp_path / "host").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
     monkeypatch.setattr(locks, "STAGE_START_SECONDS", 0.1)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    root = make_workspace(tmp_path / "workspace", keys=("a",))
-    run("dvc", "repro", cwd=root)
+    root = copy_folder(run_by_dvc(("a",)), tmp_path / "workspace")
     monkeypatch.chdir(root)
     return root
 

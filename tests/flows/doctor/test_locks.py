@@ -22,7 +22,8 @@ from flows.doctor.findings import Finding
 from flows.doctor.processes import is_locked, lock_holders
 from flows.scheduling.slots import Slots, host_folder
 from stages.core import layout
-from tests.flows.tiny import REPOSITORY, make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import REPOSITORY, copy_folder, run
 
 HOLD = (
     "import fcntl, sys, time; handle = open(sys.argv[1], 'a'); fcntl.flock(handle, fcntl.LOCK_EX); "
@@ -36,14 +37,12 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(run_by_dvc: RunByDvc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace on a host with GPU slots of its own."""
     (tmp_path / "host").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
     monkeypatch.setattr(locks, "STAGE_START_SECONDS", 0.1)
-    root = make_workspace(tmp_path / "workspace", keys=("a",))
-    run("dvc", "repro", "split", cwd=root)
-    return root
+    return copy_folder(run_by_dvc(("a",), "split"), tmp_path / "workspace")
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, LogCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Pending, Running
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.doctor.command import examine
 from flows.doctor.findings import Finding
@@ -55,8 +54,10 @@ def train() -> None:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[SyncPrefectClient]:
-    with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as client:
+def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
+    """A client of the shared server, without the unfinished runs of other tests."""
+    with get_client(sync_client=True) as client:
+        finish_all(client)
         yield client
 
 
@@ -64,6 +65,10 @@ def client() -> Iterator[SyncPrefectClient]:
 def finish_runs(client: SyncPrefectClient) -> Iterator[None]:
     """Finish unfinished runs after each test."""
     yield
+    finish_all(client)
+
+
+def finish_all(client: SyncPrefectClient) -> None:
     for run in client.read_flow_runs():
         if run.state is None or not run.state.is_final():
             client.set_flow_run_state(run.id, Completed(), force=True)

@@ -8,16 +8,16 @@ import pytest
 
 from flows.dvc_api.client import dvc, read_status
 from stages.core.errors import InputError
-from tests.flows.tiny import make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import copy_folder
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_workspace(tmp_path / "workspace", ["a", "b"])
+def root(run_by_dvc: RunByDvc, tmp_path: Path) -> Path:
+    return copy_folder(run_by_dvc(("a", "b")), tmp_path / "workspace")
 
 
 def test_status_lists_stale_stages_with_reasons(root: Path) -> None:
-    run("dvc", "repro", cwd=root)
     assert read_status(root) == {}
     (root / "params.yaml").write_text("rate: 2\n", encoding="utf-8")
     (root / "predictions" / "b.txt").unlink()

@@ -16,17 +16,18 @@ from flows.dvc_api.events import DvcEvent, explain, read_event
 from flows.dvc_api.runner import Runner, StageError
 from stages.core.errors import ExitCode
 from stages.core.outcome import StageOutcome
-from tests.flows.tiny import ENVIRONMENT, make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import ENVIRONMENT, copy_folder, make_workspace, run
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_workspace(tmp_path / "workspace", ["a", "b"])
+def root(run_by_dvc: RunByDvc, tmp_path: Path) -> Path:
+    """A workspace in which the first stage has run."""
+    return copy_folder(run_by_dvc(("a", "b"), "split"), tmp_path / "workspace")
 
 
 def test_the_installed_dvc_prints_the_event_of_a_locked_path(root: Path) -> None:
     runner = Runner(root)
-    runner.run("split", print)
     holder = {"pid": os.getpid(), "cmd": "dvc repro"}
     rwlock = {"write": {str(root / "models" / "a.txt"): holder}, "read": {}}
     (root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(rwlock), encoding="utf-8")
@@ -40,14 +41,14 @@ def test_the_installed_dvc_prints_the_event_of_a_locked_path(root: Path) -> None
 def test_the_installed_dvc_prints_the_event_of_a_locked_repository(
     root: Path,
 ) -> None:
-    run("dvc", "repro", "-s", "split", cwd=root)
     with (root / ".dvc" / "tmp" / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         output = run("dvc", "repro", "-s", "train@a", cwd=root, code=255)
     assert DvcEvent.LOCKED in map(read_event, output.splitlines())
 
 
-def test_the_installed_dvc_prints_the_event_of_a_full_disk(root: Path) -> None:
+def test_the_installed_dvc_prints_the_event_of_a_full_disk(tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace", ["a", "b"])
     text = f"""
 from unittest.mock import patch
 from dvc.cli import main

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from flows.dvc_api.run_cache import restorable
-from tests.flows.tiny import make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import copy_folder, run
 
 TRAININGS = {"train@a", "train@b"}
 
 
 @pytest.fixture(scope="module")
-def twice_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def twice_run(run_by_dvc: RunByDvc, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace that was run with rate 1, then with rate 2."""
-    root = make_workspace(tmp_path_factory.mktemp("run") / "workspace", keys=("a", "b"))
-    run("dvc", "repro", cwd=root)
+    root = copy_folder(run_by_dvc(("a", "b")), tmp_path_factory.mktemp("twice") / "workspace")
     (root / "params.yaml").write_text("rate: 2\n", encoding="utf-8")
     run("dvc", "repro", cwd=root)
     return root
@@ -25,7 +25,7 @@ def twice_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(twice_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(twice_run, tmp_path / "workspace"))
+    return copy_folder(twice_run, tmp_path / "workspace")
 
 
 def test_a_stage_that_ran_with_these_inputs_is_restorable_and_dvc_restores_it(root: Path) -> None:

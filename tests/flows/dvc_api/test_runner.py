@@ -11,15 +11,18 @@ from flows.dvc_api.processes import RECORDS, processes_of
 from flows.dvc_api.runner import Runner, StageError, StoppedError
 from stages.core.errors import ExitCode
 from stages.core.outcome import outcome_path
-from tests.flows.tiny import locked, make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import copy_folder, locked, make_workspace, run
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_workspace(tmp_path / "workspace", ["a", "b"])
+def root(run_by_dvc: RunByDvc, tmp_path: Path) -> Path:
+    """A workspace in which the first stage has run."""
+    return copy_folder(run_by_dvc(("a", "b"), "split"), tmp_path / "workspace")
 
 
-def test_a_stage_is_run_unchanged_or_restored_from_the_run_cache(root: Path) -> None:
+def test_a_stage_is_run_unchanged_or_restored_from_the_run_cache(tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace", ["a", "b"])
     lines: list[str] = []
     runner = Runner(root)
     assert runner.run("split", lines.append).state == "ran"
@@ -36,7 +39,6 @@ def test_a_stage_is_run_unchanged_or_restored_from_the_run_cache(root: Path) -> 
 
 def test_a_failure_gives_the_stages_own_reason_and_code(root: Path) -> None:
     runner = Runner(root)
-    runner.run("split", print)
     (root / "fail" / "a").touch()
     with pytest.raises(StageError, match="^train@a failed: a has no luck\n") as caught:
         runner.run("train@a", print)
@@ -52,7 +54,6 @@ def test_the_exit_code_of_a_stage_reaches_the_flow_although_dvc_has_its_own(
     code: ExitCode, root: Path
 ) -> None:
     runner = Runner(root)
-    runner.run("split", print)
     (root / "fail" / "a").write_text(str(int(code)), encoding="utf-8")
     with pytest.raises(StageError) as caught:
         runner.run("train@a", print)
@@ -61,7 +62,6 @@ def test_the_exit_code_of_a_stage_reaches_the_flow_although_dvc_has_its_own(
 
 def test_the_exit_code_of_an_earlier_run_is_ignored(root: Path) -> None:
     runner = Runner(root)
-    runner.run("split", print)
     (root / "fail" / "a").write_text(str(int(ExitCode.REFUSED_DATA)), encoding="utf-8")
     with pytest.raises(StageError):
         runner.run("train@a", print)
@@ -76,7 +76,6 @@ def test_the_exit_code_of_an_earlier_run_is_ignored(root: Path) -> None:
 
 def test_stop_ends_running_stages_and_prevents_new_ones(root: Path) -> None:
     runner = Runner(root)
-    runner.run("split", print)
     (root / "hold" / "a").touch()
     began = threading.Event()
 
@@ -97,7 +96,6 @@ def test_stop_ends_running_stages_and_prevents_new_ones(root: Path) -> None:
 
 def test_a_stage_is_ended_if_reporting_its_output_fails(root: Path) -> None:
     runner = Runner(root)
-    runner.run("split", print)
     (root / "hold" / "a").touch()
 
     def fail(line: str) -> None:

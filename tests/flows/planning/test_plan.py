@@ -16,15 +16,15 @@ from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.commands import med_r1
-from tests.flows.tiny import REPOSITORY, make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import REPOSITORY, copy_folder, make_workspace, run
 
 TRAININGS = ("train@a", "train@b", "train@c")
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = make_workspace(tmp_path_factory.mktemp("reproduced") / "workspace")
-    run("dvc", "repro", cwd=root)
+def reproduced(run_by_dvc: RunByDvc, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copy_folder(run_by_dvc(), tmp_path_factory.mktemp("reproduced") / "workspace")
     run("git", "add", "-A", cwd=root)
     run("git", "commit", "-q", "-m", "results", cwd=root)
     return root
@@ -33,7 +33,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An up-to-date workspace as the working directory, on a machine without GPUs."""
-    root = Path(shutil.copytree(reproduced, tmp_path / "workspace"))
+    root = copy_folder(reproduced, tmp_path / "workspace")
     monkeypatch.chdir(root)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return root

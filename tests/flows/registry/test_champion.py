@@ -12,18 +12,13 @@ from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.profiles.proposals.propose import with_folds
 from tests.commands import med_r1
-from tests.flows.corpora import copy_workspace, make_workspace
+from tests.flows.corpora import copy_workspace
 from tests.flows.tiny import run
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_workspace(tmp_path_factory.mktemp("template") / "workspace")
-
-
 @pytest.fixture
-def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = copy_workspace(template, tmp_path / "copy")
+def root(finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = copy_workspace(finished_pipeline, tmp_path / "copy")
     monkeypatch.chdir(root)
     return root
 

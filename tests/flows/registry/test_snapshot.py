@@ -10,14 +10,15 @@ from flows.dvc_api.client import read_status
 from flows.registry import snapshot
 from flows.source.probe import update
 from stages.core.yaml_files import dump_yaml
-from tests.flows.tiny import run
+from tests.flows.tiny import copy_folder, init_repository, run
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with an imported corpus that stage download copies; it was never run."""
-    (tmp_path / "corpus.zip").write_text("one")
-    root = tmp_path / "workspace"
+    folder = tmp_path_factory.mktemp("imported")
+    (folder / "corpus.zip").write_text("one")
+    root = folder / "workspace"
     (root / "data" / "raw").mkdir(parents=True)
     (root / "data.dvc").write_text(
         "deps:\n- path: ../corpus.zip\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8"
@@ -28,10 +29,14 @@ def root(tmp_path: Path) -> Path:
         "outs": ["data/corpus"],
     }
     (root / "dvc.yaml").write_text(dump_yaml({"stages": {"download": stage}}), encoding="utf-8")
-    run("git", "init", "-q", cwd=root)
-    run("dvc", "init", "-q", cwd=root)
+    init_repository(root)
     update(root)
     return root
+
+
+@pytest.fixture
+def root(imported: Path, tmp_path: Path) -> Path:
+    return copy_folder(imported.parent, tmp_path / "copy") / imported.name
 
 
 def fetch_new_data(root: Path) -> None:

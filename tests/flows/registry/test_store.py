@@ -11,7 +11,7 @@ import pytest
 from flows.registry.store import CachedObject, add, fetch, missing, outputs, push
 from stages.core.errors import InputError
 from stages.core.yaml_files import dump_yaml
-from tests.flows.tiny import run
+from tests.flows.tiny import copy_folder, init_repository, run
 
 STAGE = {
     "stages": {
@@ -24,37 +24,53 @@ STAGE = {
 }
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose one stage has written a model."""
-    root = tmp_path / "workspace"
-    root.mkdir()
+    root = tmp_path_factory.mktemp("trained")
     (root / "dvc.yaml").write_text(dump_yaml(STAGE), encoding="utf-8")
-    run("git", "init", "-q", cwd=root)
-    run("dvc", "init", "-q", cwd=root)
+    init_repository(root)
     (root / "word.txt").write_text("first", encoding="utf-8")
     run("dvc", "repro", cwd=root)
     return root
 
 
-def replace_model(root: Path) -> CachedObject:
-    """Train another model; the earlier one."""
-    model = outputs(root)["model"]
+@pytest.fixture
+def root(trained: Path, tmp_path: Path) -> Path:
+    return copy_folder(trained, tmp_path / "workspace")
+
+
+@pytest.fixture(scope="module")
+def trained_again(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after another training, on another word."""
+    root = copy_folder(trained, tmp_path_factory.mktemp("again") / "workspace")
     (root / "word.txt").write_text("second", encoding="utf-8")
     run("dvc", "repro", cwd=root)
-    assert outputs(root)["model"] != model
-    return model
+    assert outputs(root)["model"] != outputs(trained)["model"]
+    return root
+
+
+@pytest.fixture
+def changed(trained_again: Path, tmp_path: Path) -> Path:
+    return copy_folder(trained_again, tmp_path / "workspace")
+
+
+@pytest.fixture
+def model(trained: Path) -> CachedObject:
+    """The model before the other training."""
+    return outputs(trained)["model"]
 
 
 def add_remote(root: Path) -> None:
     # DVC resolves the relative path from the folder of its configuration
-    run("dvc", "remote", "add", "-d", "store", "../remote", cwd=root)
+    text = "[core]\nremote = store\n['remote \"store\"']\nurl = ../../remote\n"
+    (root / ".dvc" / "config").write_text(text, encoding="utf-8")
 
 
 def test_a_replaced_output_is_restored_without_changing_the_workspace(
-    root: Path, tmp_path: Path
+    changed: Path, model: CachedObject, tmp_path: Path
 ) -> None:
-    model = replace_model(root)
+    root = changed
     before = run("git", "status", "--porcelain", "--ignored", cwd=root)
     fetch(root, model, tmp_path / "old", "the model")
     assert {path.name: path.read_text() for path in (tmp_path / "old").iterdir()} == {
@@ -74,9 +90,11 @@ def test_the_target_is_replaced_with_its_contents(root: Path, tmp_path: Path) ->
     assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["b", "weights"]
 
 
-def test_an_object_missing_from_the_cache_comes_from_the_remote(root: Path, tmp_path: Path) -> None:
+def test_an_object_missing_from_the_cache_comes_from_the_remote(
+    changed: Path, model: CachedObject, tmp_path: Path
+) -> None:
+    root = changed
     add_remote(root)
-    model = replace_model(root)
     assert missing(root, model) == 0
     assert push(root, [model])
     run("dvc", "gc", "--workspace", "--force", cwd=root)
@@ -85,8 +103,10 @@ def test_an_object_missing_from_the_cache_comes_from_the_remote(root: Path, tmp_
     assert (tmp_path / "old" / "weights").read_text() == "first"
 
 
-def test_an_object_that_is_nowhere_is_named(root: Path, tmp_path: Path) -> None:
-    model = replace_model(root)
+def test_an_object_that_is_nowhere_is_named(
+    changed: Path, model: CachedObject, tmp_path: Path
+) -> None:
+    root = changed
     run("dvc", "gc", "--workspace", "--force", cwd=root)
     assert not push(root, [model])
     with pytest.raises(InputError, match=rf"the model \({model.md5}\) .* no remote"):

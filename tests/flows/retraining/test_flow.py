@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.registry import champion
 from flows.registry.snapshot import champion_lock
@@ -17,11 +15,7 @@ from tests.commands import med_r1
 from tests.flows.corpora import make_records, make_workspace, write_corpus
 from tests.flows.tiny import REPOSITORY
 
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 def artifacts() -> list[str]:

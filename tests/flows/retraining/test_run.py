@@ -24,13 +24,13 @@ from stages.core.errors import InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
 from stages.profiles.proposals.propose import with_folds
-from tests.flows.corpora import by_dvc, copy_workspace, make_records, make_workspace, write_corpus
+from tests.flows.corpora import by_dvc, copy_workspace, make_records, write_corpus
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(finished_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose results are champion 1."""
-    root = make_workspace(tmp_path_factory.mktemp("template") / "workspace")
+    root = copy_workspace(finished_pipeline, tmp_path_factory.mktemp("champion") / "copy")
     assert retrain(root).name == "FirstChampion"
     return root
 

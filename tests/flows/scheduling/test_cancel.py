@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from benchmarks.chaos import Services
 from flows.dvc_api.processes import RECORDS, guarded_processes
+from flows.reproduce.flow import reproduce
 from flows.scheduling.slots import find_slots
-from tests.commands import MED_R1
-from tests.flows.tiny import locked, make_workspace, run
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import locked, make_workspace
+
+KEYS = ("a", "b")
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 90) -> bool:
@@ -24,26 +27,22 @@ def eventually(condition: Callable[[], bool], seconds: float = 90) -> bool:
 
 
 def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_resumes_when_re_run(
-    tmp_path: Path,
+    tmp_path: Path, run_by_dvc: RunByDvc, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    services = Services(tmp_path)
-    root = make_workspace(tmp_path / "workspace")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    services = Services(tmp_path, api=prefect_api)
+    root = make_workspace(tmp_path / "workspace", KEYS)
     (root / "hold" / "a").touch()
     try:
         services.start()
-        services.run_flow(root)
+        run = services.run_flow(root)
         assert eventually((root / "seen-models-a.log").exists), "the stage never started"
-        api = services.environment["PREFECT_API_URL"]
-        (latest,) = httpx.post(
-            f"{api}/flow_runs/filter", json={"limit": 1, "sort": "START_TIME_DESC"}
-        ).json()
-        assert latest["name"] == "reproduce everything"
+        address = f"{prefect_api}/flow_runs/{run}"
+        assert httpx.get(address).json()["name"] == "reproduce everything"
         # the request that the button of the dashboard sends
         cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-        httpx.post(f"{api}/flow_runs/{latest['id']}/set_state", json=cancelling).raise_for_status()
-        assert eventually(
-            lambda: httpx.get(f"{api}/flow_runs/{latest['id']}").json()["state_type"] == "CANCELLED"
-        )
+        httpx.post(f"{address}/set_state", json=cancelling).raise_for_status()
+        assert eventually(lambda: httpx.get(address).json()["state_type"] == "CANCELLED")
         assert eventually(
             lambda: not [1 for _, record in guarded_processes() if record.startswith(str(root))]
         )
@@ -52,22 +51,17 @@ def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_resumes_when_re
             pass
 
         def is_stopped() -> bool:
-            tasks = httpx.post(f"{api}/task_runs/filter", json={}).json()
+            of_run = {"flow_runs": {"id": {"any_": [str(run)]}}}
+            tasks = httpx.post(f"{prefect_api}/task_runs/filter", json=of_run).json()
             return any(task["state_name"] == "Stopped" for task in tasks)
 
         assert eventually(is_stopped)
         (root / "hold" / "a").unlink()
-        process = subprocess.run(
-            [*MED_R1, "reproduce"],
-            cwd=root,
-            env=services.environment,
-            capture_output=True,
-            text=True,
-        )
-        assert process.returncode == 0, process.stderr
     finally:
         services.stop()
-    assert "split" not in process.stdout, "a finished stage is not run again"
-    plain = make_workspace(tmp_path / "plain")
-    run("dvc", "repro", cwd=plain)
-    assert locked(root) == locked(plain)
+    summary = reproduce(root=str(root))
+    assert summary.clean
+    assert "split" not in [each.name for each in summary.results], (
+        "a finished stage is not run again"
+    )
+    assert locked(root) == locked(run_by_dvc(KEYS))

@@ -14,7 +14,7 @@ import pytest
 from flows.dvc_api.client import read_status
 from flows.source.probe import Probe, debounce, probe, read_pin, update
 from stages.core.errors import InputError
-from tests.flows.tiny import run
+from tests.flows.tiny import init_repository
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -60,8 +60,7 @@ def workspace(root: Path, address: str) -> Path:
     (root / "data.dvc").write_text(
         f"deps:\n- path: {address}\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8"
     )
-    run("git", "init", "-q", cwd=root)
-    run("dvc", "init", "-q", cwd=root)
+    init_repository(root)
     update(root)
     return root
 

@@ -19,7 +19,7 @@ from flows.source import transfer
 from flows.source.probe import read_pin, update
 from stages.core.errors import InputError
 from tests.corpus.serving import FileServer, serve
-from tests.flows.tiny import run
+from tests.flows.tiny import init_repository, run
 
 REPOSITORY = Path(__file__).parents[3]
 CONTENT = random.Random(0).randbytes(40 * 2**20)
@@ -37,8 +37,7 @@ def workspace(root: Path, address: str) -> Path:
     (root / "data.dvc").write_text(
         f"deps:\n- path: {address}\nouts:\n- path: {CORPUS}\n", encoding="utf-8"
     )
-    run("git", "init", "-q", cwd=root)
-    run("dvc", "init", "-q", cwd=root)
+    init_repository(root)
     return root
 
 

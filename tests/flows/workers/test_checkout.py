@@ -10,7 +10,7 @@ from flows.dvc_api.graph import read_graph
 from flows.workers.checkout import WORK, check_out, claim, clear_run_cache, pull_inputs, push_result
 from flows.workers.remote_inputs import RemoteInputs, read_entries
 from stages.core.errors import InputError
-from tests.flows.tiny import locked, make_workspace, run
+from tests.flows.tiny import add_remote, locked, make_workspace, run
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +21,10 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A workspace that has run, with a folder as its DVC remote."""
+    """A workspace that was never run, with a folder as its DVC remote."""
     root = make_workspace(tmp_path / "workspace", ["a", "b"])
     (tmp_path / "remote").mkdir()
-    run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"), cwd=root)
+    add_remote(root, tmp_path / "remote")
     run("git", "commit", "-qam", "a remote", cwd=root)
     return root
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from benchmarks.chaos import POOL, Services
 from flows.dvc_api.graph import read_graph
 from flows.workers.checkout import WORK
 from flows.workers.remote_inputs import check
 from stages.core.errors import ExitCode, InputError
-from tests.commands import MED_R1, med_r1
-from tests.flows.tiny import locked, make_workspace, run
+from tests.commands import med_r1
+from tests.flows.conftest import RunByDvc
+from tests.flows.tiny import add_remote, locked, make_workspace, run
 
-KEYS = ["a", "b"]
+KEYS = ("a", "b")
 
 
 @pytest.fixture
@@ -27,58 +29,48 @@ def root(tmp_path: Path) -> Path:
     """A clone of a bare repository, with a folder as its DVC remote, both committed."""
     origin = make_workspace(tmp_path / "origin", KEYS)
     (tmp_path / "remote").mkdir()
-    run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"), cwd=origin)
+    add_remote(origin, tmp_path / "remote")
     run("git", "commit", "-qam", "a remote", cwd=origin)
     run("git", "clone", "-q", "--bare", str(origin), str(tmp_path / "bare"), cwd=tmp_path)
     run("git", "clone", "-q", str(tmp_path / "bare"), str(tmp_path / "workspace"), cwd=tmp_path)
     return tmp_path / "workspace"
 
 
-def reproduce(root: Path, services: Services, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*MED_R1, "workers", "--deployment", f"run-stage-on-worker/{POOL}", *arguments]
-    return subprocess.run(
-        command, cwd=root, env=services.environment, capture_output=True, text=True
-    )
+def reproduce(root: Path, api: str, *arguments: str) -> int:
+    """The exit code of `med-r1 workers` in a workspace."""
+    with contextlib.chdir(root), temporary_settings({PREFECT_API_URL: api}):
+        return med_r1("workers", "--deployment", f"run-stage-on-worker/{POOL}", *arguments)
 
 
-def worker_runs(services: Services) -> dict[str, str]:
+def worker_runs(api: str) -> dict[str, str]:
     """Stage -> message of its run's state."""
-    api = services.environment["PREFECT_API_URL"]
-    runs: list[dict[str, Any]] = httpx.post(f"{api}/flow_runs/filter", json={}).json()
-    return {each["name"]: each["state"]["message"] for each in runs if each["deployment_id"]}
+    of_deployment = {"flows": {"name": {"any_": ["run-stage-on-worker"]}}}
+    runs: list[dict[str, Any]] = httpx.post(f"{api}/flow_runs/filter", json=of_deployment).json()
+    return {each["name"]: each["state"]["message"] for each in runs}
 
 
 def test_two_workers_reproduce_the_results_of_dvc_and_run_all_gpu_stages(
-    root: Path, tmp_path: Path
+    root: Path, tmp_path: Path, run_by_dvc: RunByDvc, prefect_server: str
 ) -> None:
     services = Services(
         tmp_path,
         "flows/workers/flow.py:run_stage_on_worker",
         [{WORK: str(tmp_path / host)} for host in ("one", "two")],
+        api=prefect_server,
     )
-    # fewer writers: on SQLite they wait up to a minute for each other's locks
-    idle = {
-        f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false"
-        for service in ("SCHEDULER", "TRIGGERS", "EVENT_PERSISTER")
-    }
-    services.environment |= {"PREFECT_WORKER_QUERY_SECONDS": "2"} | idle
+    services.environment |= {"PREFECT_WORKER_QUERY_SECONDS": "2"}
     try:
         services.start()
-        process = reproduce(root, services)
-        assert process.returncode == 0, process.stderr
-        runs = worker_runs(services)
+        assert reproduce(root, prefect_server) == 0
+        runs = worker_runs(prefect_server)
         run("git", "clone", "-q", str(tmp_path / "bare"), str(tmp_path / "later"), cwd=tmp_path)
-        later = reproduce(tmp_path / "later", services, "--only", "train@a")
-        assert later.returncode == 0, later.stderr
-        assert worker_runs(services) == runs, "results of workers come from the remote"
+        assert reproduce(tmp_path / "later", prefect_server, "--only", "train@a") == 0
+        assert worker_runs(prefect_server) == runs, "results of workers come from the remote"
     finally:
         services.stop()
-    plain = make_workspace(tmp_path / "plain", KEYS)
-    run("dvc", "repro", cwd=plain)
-    assert locked(root) == locked(plain)
-    assert locked(tmp_path / "later") == {
-        name: locked(plain)[name] for name in ("split", "train@a")
-    }
+    plain = locked(run_by_dvc(KEYS))
+    assert locked(root) == plain
+    assert locked(tmp_path / "later") == {name: plain[name] for name in ("split", "train@a")}
     assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
     assert sorted(runs) == ["evaluate@a", "evaluate@b", "train@a", "train@b"]
     for folder in (tmp_path / "one", tmp_path / "two"):

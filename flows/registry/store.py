@@ -73,7 +73,7 @@ def fetch(root: Path, cached: CachedObject, target: Path, what: str) -> None:
 
     Files may be read-only links into the cache. InputError, naming `what`, if neither has it.
     """
-    if _copy_file(root, cached, target):
+    if _copy_file(root, cached, target, what):
         return
     absent = missing(root, cached)
     with _temporary_workspace(root) as (folder, remote):
@@ -100,14 +100,20 @@ def fetch(root: Path, cached: CachedObject, target: Path, what: str) -> None:
                 shutil.move(restored, temporary)
 
 
-def _copy_file(root: Path, cached: CachedObject, target: Path) -> bool:
-    """Copy an object that is a file in the local cache, without DVC; False if it is not whole."""
+def _copy_file(root: Path, cached: CachedObject, target: Path, what: str) -> bool:
+    """Copy an object that is a file in the local cache, without DVC; False if it is no such one.
+
+    InputError if the file is damaged, which DVC would not notice.
+    """
     path = _cache_path(cache_folder(root), cached.md5)
     if cached.md5.endswith(_FOLDER) or not path.is_file():
         return False
     with path.open("rb") as file:
         if hashlib.file_digest(file, "md5").hexdigest() != cached.md5:
-            return False
+            raise InputError(
+                f"{what} ({cached.md5}) is damaged in DVC's cache: delete {path}, and if there is"
+                f" no remote to fetch it from again, {_REMEDY}"
+            )
     with atomic_file(target) as temporary:
         shutil.copyfile(path, temporary)
     return True

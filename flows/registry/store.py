@@ -7,6 +7,7 @@ line runs in a temporary workspace that shares the cache and the remotes of the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -72,6 +73,8 @@ def fetch(root: Path, cached: CachedObject, target: Path, what: str) -> None:
 
     Files may be read-only links into the cache. InputError, naming `what`, if neither has it.
     """
+    if _copy_file(root, cached, target, what):
+        return
     absent = missing(root, cached)
     with _temporary_workspace(root) as (folder, remote):
         file = _write_dvc_file(folder, "object", cached)
@@ -97,22 +100,45 @@ def fetch(root: Path, cached: CachedObject, target: Path, what: str) -> None:
                 shutil.move(restored, temporary)
 
 
-_REMEDY = "restore a copy of the cache, or promote again with `med-r1 champion promote`"
+def _copy_file(root: Path, cached: CachedObject, target: Path, what: str) -> bool:
+    """Copy an object that is a file in the local cache, without DVC; False if it is no such one.
+
+    InputError if the file is damaged, which DVC would not notice.
+    """
+    path = _cache_path(cache_folder(root), cached.md5)
+    if cached.md5.endswith(_FOLDER) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "md5").hexdigest() != cached.md5:
+            raise InputError(
+                f"{what} ({cached.md5}) is damaged in DVC's cache: delete {path}, and if there is"
+                f" no remote to fetch it from again, {_REMEDY}"
+            )
+    with atomic_file(target) as temporary:
+        shutil.copyfile(path, temporary)
+    return True
+
+
+_FOLDER: Final = ".dir"
+"""End of the hash of a folder's listing."""
+_REMEDY: Final = "restore a copy of the cache, or promote again with `med-r1 champion promote`"
 
 
 def missing(root: Path, cached: CachedObject) -> int:
     """Number of the object's files that are not in the local cache."""
-    cache = cache_folder(root) / "files" / "md5"
-
-    def is_cached(md5: str) -> bool:
-        return (cache / md5[:2] / md5[2:]).is_file()
-
-    if not cached.md5.endswith(".dir"):
-        return int(not is_cached(cached.md5))
-    if not is_cached(cached.md5):
+    cache = cache_folder(root)
+    path = _cache_path(cache, cached.md5)
+    if not cached.md5.endswith(_FOLDER):
+        return int(not path.is_file())
+    if not path.is_file():
         return cached.nfiles or 1
-    entries = read_json(cache / cached.md5[:2] / cached.md5[2:], "`dvc fetch` it again")
-    return sum(not is_cached(entry["md5"]) for entry in entries)
+    entries = read_json(path, "`dvc fetch` it again")
+    return sum(not _cache_path(cache, entry["md5"]).is_file() for entry in entries)
+
+
+def _cache_path(cache: Path, md5: str) -> Path:
+    """Where DVC's cache has the object of this hash."""
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
 @contextmanager

@@ -61,9 +61,11 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
 
     database = tmp_path_factory.mktemp("prefect") / "server.db"
+    # the instance that Prefect's own threads find, which know no settings of a test
+    server = SubprocessASGIServer()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        server = SubprocessASGIServer(int(probe.getsockname()[1]))
+        server.port = int(probe.getsockname()[1])
     url = f"sqlite+aiosqlite:///{database}"
     with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: url}):
         server.start(timeout=120)

@@ -48,8 +48,9 @@ def root(tmp_path: Path) -> Path:
     """A workspace whose trainings are modules, as the project's, in a checkout of their own."""
     root = make_workspace(tmp_path / "workspace", ("a", "b"))
     (root / "stages").mkdir()
-    for name in ("__init__.py", "core"):
-        (root / "stages" / name).symlink_to(REPOSITORY / "stages" / name)
+    for path in (REPOSITORY / "stages").iterdir():
+        (root / "stages" / path.name).symlink_to(path)
+    (root / "stages" / "train.py").unlink()
     (root / "stages" / "train.py").write_text(TRAIN, encoding="utf-8")
     tree = read_yaml(root / "dvc.yaml")
     tree["stages"]["train"]["do"]["cmd"] = "python -m stages.train ${item}"

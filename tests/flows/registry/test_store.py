@@ -127,6 +127,23 @@ def test_an_added_file_is_in_the_cache_and_the_remote(root: Path, tmp_path: Path
     assert (tmp_path / "again.json").read_text() == "{}"
 
 
+def test_a_damaged_file_in_the_cache_is_not_taken_for_the_object(
+    root: Path, tmp_path: Path
+) -> None:
+    add_remote(root)
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    manifest = add(root, tmp_path / "manifest.json")
+    path = root / ".dvc/cache/files/md5" / manifest.md5[:2] / manifest.md5[2:]
+    path.chmod(0o644)
+    path.write_text("{]", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"the manifest \({manifest.md5}\) .*{path}"):
+        fetch(root, manifest, tmp_path / "again.json", "the manifest")
+    assert not (tmp_path / "again.json").exists()
+    path.unlink()
+    fetch(root, manifest, tmp_path / "again.json", "the manifest")
+    assert (tmp_path / "again.json").read_text() == "{}"
+
+
 def test_settings_of_remotes_may_contain_any_characters(root: Path, tmp_path: Path) -> None:
     add_remote(root)
     run("dvc", "remote", "add", "--local", "other", "s3://bucket/folder", cwd=root)

@@ -43,11 +43,12 @@ def test_runs_end_in_the_state_of_their_decision(
     assert (state.name, state.is_completed()) == ("AlreadyRunning", True)
 
     source = tmp_path / "source" / "corpus.zip"
-    write_corpus(source, make_records(2))
+    few = [*make_records(2, ["ct"]), *make_records(modalities=["mri", "x-ray"])]
+    write_corpus(source, few)
     refused = retrain(root=str(root), return_state=True)
     assert (refused.name, refused.is_failed()) == ("Refused", True)
     assert "NoneType: None" not in capsys.readouterr().err, "a log of an error that is none"
-    assert ": all modalities: 18 questions" in str(refused.message)
+    assert "ct: 6 questions, 93% fewer" in str(refused.message)
     assert med_r1("retrain") == 0
     assert "RefusedBefore: " in capsys.readouterr().out
 

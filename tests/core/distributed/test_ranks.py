@@ -14,6 +14,7 @@ import torch
 
 from stages.core.distributed import ranks
 from stages.core.errors import InputError
+from tests.core.distributed.servers import until
 
 WORKER = """
 import os, sys, time
@@ -39,17 +40,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pids(folder: Path, number: int = 2) -> list[int]:
-    while (
-        len(
-            found := [
-                path.read_text(encoding="utf-8").split() for path in sorted(folder.glob("*.pid"))
-            ]
-        )
-        < number
-        or [] in found
-    ):
-        time.sleep(0.02)
-    return [int(words[0]) for words in found]
+    """Process ids of the ranks, once all have written theirs."""
+
+    def written() -> list[list[str]]:
+        return [path.read_text(encoding="utf-8").split() for path in sorted(folder.glob("*.pid"))]
+
+    until(lambda: len(found := written()) == number and [] not in found, seconds=120)
+    return [int(words[0]) for words in written()]
 
 
 def gone(pid: int, within: float = 20.0) -> bool:
@@ -101,7 +98,7 @@ def test_ranks_end_when_the_one_that_started_them_is_killed(folder: Path) -> Non
         "from stages.core.distributed.ranks import run_ranks; run_ranks(['worker', 'wait',"
         " 'check'], 2, lambda: None)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
         workers = pids(folder)
         parent.kill()
     assert all(gone(pid) for pid in workers)

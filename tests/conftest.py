@@ -69,6 +69,7 @@ SLOW = (
         "flows/dvc_api/test_client.py",
         "flows/dvc_api/test_events.py",
         "flows/dvc_api/test_guard.py",
+        "flows/dvc_api/test_repository.py",
         "flows/dvc_api/test_runner.py",
         "flows/planning/test_plan.py",
         "flows/registry",

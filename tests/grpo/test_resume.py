@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,7 +109,9 @@ def test_states_are_saved_by_time_at_logged_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter(range(0, 10**6, 30))  # half a minute between two looks at the clock
-    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+    # of this module alone: other threads of the process look at the clock too
+    clock = SimpleNamespace(monotonic=lambda: float(next(now)))
+    monkeypatch.setattr("stages.grpo.resume.time", clock)
     settings = {"save_steps": 0, "save_minutes": 1.0, "logging_steps": 2, "max_steps": 12}
     run(tmp_path, BASE_SETTINGS | settings)
     steps = sorted(int(path.name[11:]) for path in (tmp_path / "state").glob("checkpoint-*"))

@@ -63,9 +63,13 @@ def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(autouse=True)
 def finish_runs(client: SyncPrefectClient) -> Iterator[None]:
-    """Finish unfinished runs after each test."""
+    """Finish unfinished runs after each test, and delete limits, which other tests would obey."""
     yield
     finish_all(client)
+    for limit in client.read_global_concurrency_limits(limit=200, offset=0):
+        client.delete_global_concurrency_limit_by_name(limit.name)
+    for tag in client.read_concurrency_limits(limit=200, offset=0):
+        client.delete_concurrency_limit_by_tag(tag.tag)
 
 
 def finish_all(client: SyncPrefectClient) -> None:

@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo "make repro   install, then run the pipeline and print the results (10 to 12 minutes on 2 cores the first time)"
-	@echo "make test    install, then lint, check types and run every test (20 to 27 minutes on 2 cores)"
+	@echo "make test    install, then lint, check types and run every test (about 15 minutes on 2 cores)"
 	@echo "make check   the fast loop while you work: lint, types and the quick tests (at most 3 minutes on 2 cores)"
 	@echo "make full    the paper's setting on GPUs: check this machine, set params.yaml and data.dvc, run (PROFILE=full-3b; docs/full-scale.md)"
 	@echo "make dashboard   the same in Prefect's dashboard on this machine: watch, cancel, schedule (PORT=4200)"
@@ -63,7 +63,7 @@ test check: export OMP_NUM_THREADS := 1
 test check: export OMP_WAIT_POLICY := PASSIVE
 
 test: $(INSTALLED) lint
-	@echo "== Types, and all tests, 20 to 27 minutes on 2 cores"
+	@echo "== Types, and all tests, about 15 minutes on 2 cores"
 	@mypy > .mypy.log 2>&1 & types=$$!; \
 	python -m pytest -q --numprocesses $(TESTERS); code=$$?; \
 	wait $$types || { cat .mypy.log; exit 1; }; exit $$code

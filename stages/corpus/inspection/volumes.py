@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.iteration.import_lock import IMPORT_LOCK
 from stages.core.params import Dicom
 from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.images.decoding import ImageError
@@ -66,7 +67,8 @@ def stored_plane(contents: Sequence[bytes], frames: int, settings: Dicom) -> Sto
     if directions is None:
         return "unknown"
     # imports nibabel, which most corpora do not need
-    from stages.corpus.volumes.planes import plane_orientation
+    with IMPORT_LOCK:
+        from stages.corpus.volumes.planes import plane_orientation
 
     plane = _PLANE_ACROSS[int(np.abs(directions[:3, 2]).argmax())]
     try:
@@ -93,7 +95,8 @@ def _directions(
 
 def _dicom_directions(content: bytes, frames: int, settings: Dicom) -> NDArray[np.float64] | None:
     """(4, 4), the directions of columns, rows and slices (RAS+); None if they are unknown."""
-    from stages.corpus.dicom.stacking import read_places
+    with IMPORT_LOCK:
+        from stages.corpus.dicom.stacking import read_places
 
     place = read_places(content, frames, settings)[0]
     if place.orientation is None:
@@ -107,7 +110,8 @@ def _dicom_directions(content: bytes, frames: int, settings: Dicom) -> NDArray[n
 
 def _nifti_directions(content: bytes, settings: Dicom) -> NDArray[np.float64] | None:
     """(4, 4), the file's affine with axes of unit length; None if it has none."""
-    from stages.corpus.volumes.nifti import read_nifti
+    with IMPORT_LOCK:
+        from stages.corpus.volumes.nifti import read_nifti
 
     affine = read_nifti(content, settings).affine
     if affine is None:

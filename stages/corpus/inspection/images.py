@@ -22,8 +22,8 @@ from stages.corpus.images.frames import Slices, describe_frames, wanted_frames
 from stages.corpus.images.resizer import ImageResult, check_modality, describe
 from stages.corpus.images.shown import add_images
 from stages.corpus.inspection.findings import Findings
-from stages.corpus.inspection.slices import VolumeSize, VolumeSlices
-from stages.corpus.inspection.volumes import VolumeFacts, stored_plane
+from stages.corpus.inspection.slices import VolumeSlices
+from stages.corpus.inspection.volumes import FoundVolume, VolumeFacts, stored_plane
 from stages.corpus.quarantine.advice import DUPLICATE_IMAGES
 from stages.corpus.records.patients import ids_of_file, refuse_mixed_patients
 from stages.corpus.records.records import Reading, Record, refuse
@@ -46,9 +46,8 @@ class _DecodedImage(NamedTuple):
     """Those of a volume that questions show."""
     patients: Mapping[str, bytes] = {}
     """File -> hashed PatientID, of DICOM files."""
-    size: VolumeSize | None = None
-    """None if it is no volume, as is `volume`."""
-    volume: VolumeFacts | None = None
+    volume: FoundVolume | None = None
+    """None if it is a single image."""
 
 
 class Decodable(NamedTuple):
@@ -83,11 +82,11 @@ def decodable(
             fields = add_images(record, results, images.frames, _STORE, params.volume)
         except RefusedRecord as refusal:
             findings.refuse(refuse(record, refusal.what, refusal.why, refusal.reason))
-            slices.add(record, images.sizes, usable=False)
+            slices.add(record, images.volumes, usable=False)
         else:
-            slices.add(record, images.sizes, usable=True)
+            slices.add(record, images.volumes, usable=True)
             usable.append(replace(record, fields=fields | {"image": record.image_path}))
-    return Decodable(usable, images.volumes)
+    return Decodable(usable, {path: each.facts for path, each in images.volumes.items()})
 
 
 @dataclass
@@ -98,9 +97,8 @@ class _Images:
     frames: dict[str, Mapping[int, ImageFacts]] = field(default_factory=dict)
     patients: dict[str, bytes] = field(default_factory=dict)
     """File -> hashed PatientID."""
-    sizes: dict[str, VolumeSize] = field(default_factory=dict)
-    """Those of several slices or frames, as are `volumes`."""
-    volumes: dict[str, VolumeFacts] = field(default_factory=dict)
+    volumes: dict[str, FoundVolume] = field(default_factory=dict)
+    """Those of several slices or frames."""
 
 
 def _decode_all(
@@ -132,8 +130,6 @@ def _decode_all(
             images.results[slug][image.path] = error or image.metadata
         images.frames[image.path] = image.frames
         images.patients |= image.patients
-        if image.size is not None:
-            images.sizes[image.path] = image.size
         if image.volume is not None:
             images.volumes[image.path] = image.volume
         original = image.path if image.error else first.setdefault(image.digest, image.path)
@@ -175,7 +171,8 @@ def _decode(
             wanted = wanted_frames(len(image.frames), params.volume, slices)
             frames = describe_frames(image.frames, wanted)
             plane = stored_plane(contents, len(image.frames), params.dicom)
-            volume = VolumeFacts(len(image.frames), plane)
+            facts = VolumeFacts(len(image.frames), plane)
+            volume = FoundVolume(facts, image.representative)
         for slug in modalities:
             try:
                 check_modality(image, params.taxonomy.modalities.categories[slug])
@@ -186,10 +183,8 @@ def _decode(
     except DamagedMemberError as error:
         return _DecodedImage(path, error=ImageError(str(error)), patients=patients)
     metadata = describe(image)
-    size = None
     if image.frames:
         metadata["frames"] = len(image.frames)
-        size = VolumeSize(len(image.frames), image.representative)
     return _DecodedImage(
-        path, digest.digest()[:16], None, wrong, metadata, frames, patients, size, volume
+        path, digest.digest()[:16], None, wrong, metadata, frames, patients, volume
     )

@@ -8,14 +8,8 @@ from typing import Any, NamedTuple
 
 from stages.core.params import Volume
 from stages.corpus.images.frames import shown_frames
+from stages.corpus.inspection.volumes import FoundVolume
 from stages.corpus.records.records import Record
-
-
-class VolumeSize(NamedTuple):
-    """Number of slices or frames of a volume, and the index of the one that stands for it."""
-
-    slice_count: int
-    representative: int
 
 
 class SlicesOfVolume(NamedTuple):
@@ -101,31 +95,33 @@ class VolumeSlices:
         """All three."""
         return self.selected, self.named, self.outside
 
-    def add(self, record: Record, sizes: Mapping[str, VolumeSize], *, usable: bool) -> None:
+    def add(self, record: Record, found: Mapping[str, FoundVolume], *, usable: bool) -> None:
         """Count a question, unless none of its images is a volume.
 
-        `sizes`: image path -> size of each volume; other images are not in it.
+        `found`: image path -> each volume; other images are not in it.
         """
-        volumes = {path: sizes[path] for path in record.image_paths if path in sizes}
+        volumes = {path: found[path] for path in record.image_paths if path in found}
         if not volumes or not (usable or record.slices):
             return
         if record.slices:
-            ((path, size),) = volumes.items()  # slices are named of one volume
-            outside = tuple(number for number in record.slices if number > size.slice_count)
+            ((path, volume),) = volumes.items()  # slices are named of one volume
+            count = volume.facts.frames
+            outside = tuple(number for number in record.slices if number > count)
             kind = self.outside if outside else self.named
-            slices = [SlicesOfVolume(path, outside or record.slices, size.slice_count)]
+            slices = [SlicesOfVolume(path, outside or record.slices, count)]
         else:
             kind = self.selected
             slices = [
-                SlicesOfVolume(path, self._select(size), size.slice_count)
-                for path, size in volumes.items()
+                SlicesOfVolume(path, self._select(volume), volume.facts.frames)
+                for path, volume in volumes.items()
             ]
         if usable or kind is self.outside:
             kind.add(SliceExample(str(record.location), tuple(slices)), self._max_examples)
 
-    def _select(self, size: VolumeSize) -> tuple[int, ...]:
+    def _select(self, volume: FoundVolume) -> tuple[int, ...]:
         """The slices that the settings select of a volume, counted from 1."""
-        indices = shown_frames(size.slice_count, self.settings, ()) or (size.representative,)
+        shown = shown_frames(volume.facts.frames, self.settings, ())
+        indices = shown or (volume.representative,)
         return tuple(index + 1 for index in indices)
 
     def lines(self) -> list[str]:

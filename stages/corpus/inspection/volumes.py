@@ -30,6 +30,13 @@ class VolumeFacts(NamedTuple):
     plane: StoredPlane
 
 
+class FoundVolume(NamedTuple):
+    """A volume, and the index of the slice or frame that stands for it."""
+
+    facts: VolumeFacts
+    representative: int
+
+
 class QuestionImages(NamedTuple):
     """What a question shows: its own number of images, and volumes that settings choose from."""
 

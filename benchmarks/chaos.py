@@ -1,6 +1,6 @@
 """Chaos test: kill the pipeline at random moments, re-run it, and compare the final results.
 
-    python -m benchmarks.chaos [--rounds N] [--seed N] [--json FILE]
+    python -m benchmarks.chaos [--quick] [--rounds N] [--seed N] [--json FILE]
 
 A Prefect server, a worker and a small workspace with real DVC. Each round changes the corpus, so
 that every stage is stale, has the worker run the reproduce flow in two slots, and after a random
@@ -49,8 +49,8 @@ ATTEMPTS = 30
 
 def main() -> None:
     """Run the rounds, print and write their results; exit code 1 if a round failed."""
-    parser = build_parser("chaos", __doc__)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser = build_parser("chaos", __doc__, quick="1 round")
+    parser.add_argument("--rounds", type=int, help="default: 20, with --quick 1")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     # server and worker end with this process
@@ -63,7 +63,7 @@ def main() -> None:
         services.start()
         root = _slow_workspace(folder / "workspace")
         plain = _slow_workspace(folder / "plain")
-        for number in range(arguments.rounds):
+        for number in range(arguments.rounds or (1 if arguments.quick else 20)):
             victim = VICTIMS[number % len(VICTIMS)]
             delay = rng.uniform(1.0, MAX_DELAY)
             rounds.append(run_round(number, root, plain, services, victim, delay))

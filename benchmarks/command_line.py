@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: a parser with `--json`, and quiet libraries."""
+"""What the benchmarks' command lines share: a parser with `--json` and `--quick`, few messages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 
-def build_parser(module: str, description: str | None) -> ArgumentParser:
-    """A parser for `python -m benchmarks.<module>` with the module's docstring and `--json`."""
+def build_parser(
+    module: str, description: str | None, *, quick: str | None = None
+) -> ArgumentParser:
+    """A parser for `python -m benchmarks.<module>` with the module's docstring and `--json`.
+
+    `quick`: what `--quick` measures, which ends within a minute; without it there is no `--quick`.
+    """
     parser = ArgumentParser(
         prog=f"python -m benchmarks.{module}",
         description=description,
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    if quick is not None:
+        parser.add_argument("--quick", action="store_true", help=quick)
     return parser
 
 

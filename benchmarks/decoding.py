@@ -2,7 +2,7 @@
 
 The figures of docs/ingest-images.md.
 
-    python -m benchmarks.decoding [--json FILE]
+    python -m benchmarks.decoding [--quick] [--json FILE]
 
 Phantoms of 512 to 2048 pixels with noise of 4 grey levels, as JPEG and PNG, in colour and grey,
 each decoded to 384x384 by one thread, and two images that are hard for filters: thin white lines on
@@ -40,11 +40,12 @@ _BICUBIC: Final = Image.Resampling.BICUBIC
 
 def main() -> None:
     """Measure, print tables, write the JSON."""
-    parser = build_parser("decoding", __doc__)
+    parser = build_parser("decoding", __doc__, quick="files of 1024x768 pixels, 3 runs of each")
     arguments = parser.parse_args()
+    sides, turns = (SIDES[1:2], 3) if arguments.quick else (SIDES, TURNS)
     results = {
-        "decoders": measure_decoders(files(SIDES), TURNS),
-        "encoders": measure_encoders(TURNS),
+        "decoders": measure_decoders(files(sides), turns),
+        "encoders": measure_encoders(turns),
     }
     for name, rows in results.items():
         table = Table(name, *next(iter(rows.values())))
@@ -54,7 +55,7 @@ def main() -> None:
         Console(width=200).print(table)
     if arguments.json:
         write_json(
-            arguments.json, {**results, "turns": TURNS, "provenance": collect_provenance({})}
+            arguments.json, {**results, "turns": turns, "provenance": collect_provenance({})}
         )
 
 

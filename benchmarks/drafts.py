@@ -29,10 +29,9 @@ def main() -> None:
     from stages.core.outputs import write_json
     from stages.core.provenance import collect_provenance
 
-    parser = build_parser("drafts", __doc__)
+    parser = build_parser("drafts", __doc__, quick="12 steps")
     parser.add_argument("--checkpoint", default="ct", help="a key of checkpoints in params.yaml")
     parser.add_argument("--steps", type=int, default=180)
-    parser.add_argument("--quick", action="store_true", help="12 steps")
     arguments = parser.parse_args()
     silence_libraries()
     steps = 12 if arguments.quick else arguments.steps

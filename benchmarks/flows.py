@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.command_line import build_parser
+from stages.core.cores import available_cores
 from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance
 from stages.core.yaml_files import read_yaml
@@ -34,9 +35,8 @@ SLEEP = 1.0
 
 def main() -> None:
     """Measure, print, write the JSON."""
-    parser = build_parser("flows", __doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="1 round, and cost in one repeat of 2 checkpoints"
+    parser = build_parser(
+        "flows", __doc__, quick="1 round, and cost in one repeat of 2 checkpoints"
     )
     parser.add_argument("--rounds", type=int, help="rounds of 13 stages at once (default: 20)")
     arguments = parser.parse_args()
@@ -64,7 +64,7 @@ def main() -> None:
             "recorded": recorded,
             "asked": stages,
             "overhead_seconds_a_stage": costs,
-            "cores": os.cpu_count(),
+            "cores": available_cores(),
             "provenance": collect_provenance({}),
         }
         write_json(arguments.json, result)

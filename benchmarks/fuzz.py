@@ -1,6 +1,6 @@
 """Fuzzing of the readers of archives, records, images, DICOM and volumes with corrupt files.
 
-    python -m benchmarks.fuzz [--minutes N] [--seed N] [--json FILE] [READER ...]
+    python -m benchmarks.fuzz [--quick] [--minutes N] [--seed N] [--json FILE] [READER ...]
 
 Seeds are the files of tests/hostile, good and bad; mutations truncate, splice, repeat and change
 them at random. The contract: an archive opens or raises InputError; records read are records
@@ -284,22 +284,25 @@ def fuzz(
 
 def main() -> int:
     """Fuzz each reader in its own process and print the outcomes; exit code 1 after a find."""
-    parser = build_parser("fuzz", __doc__)
+    parser = build_parser("fuzz", __doc__, quick="half a minute")
     parser.add_argument(
         "readers", nargs="*", metavar="READER", help=f"{', '.join(READERS)} (default: all)"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all readers together")
+    parser.add_argument(
+        "--minutes", type=float, help="for all readers together (default: 10, with --quick 0.5)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     names = arguments.readers or list(READERS)
     if unknown := sorted(set(names) - READERS.keys()):
         parser.error(f"unknown reader {', '.join(unknown)}; known: {', '.join(READERS)}")
+    total = arguments.minutes or (0.5 if arguments.quick else 10.0)
     if arguments.one:
-        return _fuzz_one(arguments.one, 60 * arguments.minutes, arguments.seed)
-    minutes = arguments.minutes / len(names)
+        return _fuzz_one(arguments.one, 60 * total, arguments.seed)
+    minutes = total / len(names)
     results = {name: _fuzz_in_process(name, minutes, arguments.seed) for name in names}
-    title = f"{arguments.minutes:g} minutes, seed {arguments.seed}"
+    title = f"{total:g} minutes, seed {arguments.seed}"
     table = Table("reader", "files", "outcomes", title=title)
     for name, outcomes in results.items():
         files = sum(number for number in outcomes.values() if isinstance(number, int))
@@ -309,7 +312,7 @@ def main() -> int:
     if arguments.json:
         result = {
             "readers": results,
-            "minutes": arguments.minutes,
+            "minutes": total,
             "seed": arguments.seed,
             "provenance": collect_provenance({}),
         }

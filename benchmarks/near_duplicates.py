@@ -2,7 +2,7 @@
 
 The figures of docs/splits.md.
 
-    python -m benchmarks.near_duplicates [--json FILE]
+    python -m benchmarks.near_duplicates [--quick] [--json FILE]
 
 Random hashes, a tenth of them copies of others with a few bits changed. Memory is the peak of the
 process, hashes included.
@@ -10,7 +10,6 @@ process, hashes included.
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from typing import Any
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import build_parser
+from stages.core.cores import available_cores
 from stages.core.outputs import write_json
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
@@ -32,10 +32,11 @@ SIZES = (82_000, 820_000)
 
 def main() -> None:
     """Measure, print a table, write the JSON."""
-    parser = build_parser("near_duplicates", __doc__)
+    parser = build_parser("near_duplicates", __doc__, quick=f"{SIZES[0]:,} images only")
     arguments = parser.parse_args()
     distance = load_params().splits.near_duplicates or 0
-    rows = [measure(size, distance) for size in SIZES]
+    sizes = SIZES[:1] if arguments.quick else SIZES
+    rows = [measure(size, distance) for size in sizes]
     table = Table("images", "copies planted", "groups of two found", "seconds", "memory, MiB")
     for row in rows:
         seconds = f"{row['seconds']:,.1f}"
@@ -46,7 +47,7 @@ def main() -> None:
         result = {
             "distance": distance,
             "rows": rows,
-            "cores": os.cpu_count(),
+            "cores": available_cores(),
             "provenance": collect_provenance({}),
         }
         write_json(arguments.json, result)

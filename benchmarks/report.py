@@ -2,7 +2,7 @@
 
 The figures of docs/scoring.md.
 
-    python -m benchmarks.report [--json FILE]
+    python -m benchmarks.report [--quick] [--json FILE]
 
 14 checkpoints with 18,000 random predictions each, ablations included, on questions like
 OmniMedVQA's in number and form; the blind baselines are fitted on four times as many. Memory is the
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from rich.table import Table
 from benchmarks.command_line import build_parser
 from stages import prior
 from stages.core import layout
+from stages.core.cores import available_cores
 from stages.core.outputs import write_json
 from stages.core.params import load_params, shipped_taxonomy
 from stages.core.provenance import collect_provenance
@@ -44,18 +44,18 @@ from stages.taxonomy import AXIS_NAMES
 
 REPOSITORY = Path(__file__).parents[1]
 TESTED = 18_000
-"""Test questions per checkpoint, the same for both axes."""
-TRAINED = 4 * TESTED
+"""Test questions per checkpoint, the same for both axes; four times as many train."""
+_QUICK = 1_800
 TARGETS = {"seconds": 60.0, "memory_mib": 2048}
 
 
 def main() -> None:
     """Measure, print a table, write the JSON."""
-    parser = build_parser("report", __doc__)
+    parser = build_parser("report", __doc__, quick=f"{_QUICK:,} questions instead of {TESTED:,}")
     arguments = parser.parse_args()
     provenance = collect_provenance({})
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
-        result = measure(Path(folder))
+        result = measure(Path(folder), _QUICK if arguments.quick else TESTED)
     title = f"{result['checkpoints']} checkpoints, {result['questions']:,} predictions each"
     table = Table("measure", "measured", "target", title=title)
     table.add_row("blind baselines (stage prior)", f"{result['prior_seconds']:.1f} s", "")
@@ -66,16 +66,19 @@ def main() -> None:
     table.add_row("page", f"{result['page_bytes'] / 1e6:.2f} MB", "")
     Console().print(table)
     if arguments.json:
-        more = {"promised": TARGETS, "cores": os.cpu_count(), "provenance": provenance}
+        more = {"promised": TARGETS, "cores": available_cores(), "provenance": provenance}
         write_json(arguments.json, result | more)
 
 
-def measure(root: Path) -> dict[str, Any]:
-    """Seconds and peak MiB of the blind baselines and of the report on generated predictions."""
+def measure(root: Path, tested: int) -> dict[str, Any]:
+    """Seconds and peak MiB of the blind baselines and of the report on generated predictions.
+
+    `tested`: test questions per checkpoint.
+    """
     shutil.copy(REPOSITORY / layout.PARAMS, root)
     with contextlib.chdir(root), contextlib.redirect_stdout(None):
         names = ["base", *load_params().checkpoints]
-        questions = make_questions(TRAINED + TESTED)
+        questions = make_questions(tested)
         for axis, column in CELLS.items():
             for slug, rows in questions.groupby(column):
                 for part, mask in (("train", ~rows["test"]), ("test", rows["test"])):
@@ -93,7 +96,7 @@ def measure(root: Path) -> dict[str, Any]:
         page = build.PAGE.stat().st_size
     return {
         "checkpoints": len(names),
-        "questions": TESTED,
+        "questions": tested,
         "prior_seconds": round(middle - start, 2),
         "seconds": round(end - middle, 2),
         "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10,
@@ -101,8 +104,12 @@ def measure(root: Path) -> dict[str, Any]:
     }
 
 
-def make_questions(n: int) -> pd.DataFrame:
-    """Random questions of all modalities and types with 2 to 4 options, most with an own image."""
+def make_questions(tested: int) -> pd.DataFrame:
+    """Random questions of all modalities and types with 2 to 4 options, most with an own image.
+
+    The first `tested` of them are test questions, four times as many train.
+    """
+    n = 5 * tested
     rng = np.random.default_rng(0)
     axes = shipped_taxonomy().axes
     frame = pd.DataFrame(
@@ -112,7 +119,7 @@ def make_questions(n: int) -> pd.DataFrame:
             "modality": rng.choice(axes["modality"], n),
             "question_type": rng.choice(axes["task"], n),
             "n_options": rng.choice([2, 3, 4], n, p=[0.08, 0.02, 0.9]),
-            "test": np.arange(n) < TESTED,
+            "test": np.arange(n) < tested,
         }
     )
     frame["image"] = [

@@ -7,7 +7,7 @@ and, with nothing changed, `dvc repro`; with --busy while another process keeps 
 machine's matrix-product rate, measured before and after, as it drifts on shared hosts, makes times
 on different machines comparable. The models and metrics must be the committed ones. CPU time and
 memory are those of the whole process tree, memory as proportional set size, so that shared pages
-count once, sampled once a second.
+count once, sampled every 5 s.
 --durations writes the durations of the stages for the first estimate of a run elsewhere.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,13 +37,14 @@ from flows.dvc_api.lock_file import read_locked_stages
 from flows.scheduling import durations
 from flows.scheduling.slots import cpu_threads
 from stages.core import layout
+from stages.core.cores import available_cores
 from stages.core.distributed.matrix_product import measure_in_subprocess
 from stages.core.outputs import read_json, write_json
 from stages.core.provenance import collect_provenance, corpus_hash
 
 REPOSITORY = Path(__file__).parents[1]
-SAMPLE_SECONDS = 1.0
-"""Time between two samples of the memory: reading it takes CPU time from what is measured."""
+SAMPLE_SECONDS = 5.0
+"""Time between two samples of the memory: one takes 0.1 s of CPU from what is measured."""
 
 
 def main() -> None:
@@ -51,6 +53,8 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
     parser.add_argument("--durations", type=Path, help="write the durations of the stages here")
     arguments = parser.parse_args()
+    # end as with Ctrl-C: without the clone, and with what was started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threads = cpu_threads(REPOSITORY) or 1
     before = measure_in_subprocess(threads)
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
@@ -67,7 +71,7 @@ def main() -> None:
         "busy_cores": int(arguments.busy),
         "stage_seconds": by_group(seconds),
         "changed_results": changed,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "matrix_product": {"before": before and asdict(before), "after": after and asdict(after)},
         "provenance": collect_provenance({}),
     }
@@ -111,10 +115,14 @@ def measure(command: list[str], folder: Path, environment: dict[str, str]) -> di
         command, cwd=folder, env=environment, stdout=sys.stderr, stdin=subprocess.DEVNULL
     )
     peak = 0
-    while process.returncode is None:
-        peak = max(peak, tree_memory(process.pid))
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=SAMPLE_SECONDS)
+    try:
+        while process.returncode is None:
+            peak = max(peak, tree_memory(process.pid))
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=SAMPLE_SECONDS)
+    finally:  # make, and with it the flow, ends with what measures it
+        process.terminate()
+        process.wait()
     if process.returncode:
         sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
     return {

@@ -51,9 +51,8 @@ def main() -> None:
     from stages.core.outputs import write_json
     from stages.core.provenance import collect_provenance
 
-    parser = build_parser("step_kernels", __doc__)
+    parser = build_parser("step_kernels", __doc__, quick="2 steps, an eighth of the depth")
     parser.add_argument("--steps", type=int, default=AHEAD, help="steps that are timed")
-    parser.add_argument("--quick", action="store_true", help="2 steps, an eighth of the depth")
     arguments = parser.parse_args()
     silence_libraries()
     rows = measure(2, 8) if arguments.quick else measure(arguments.steps)

@@ -11,7 +11,6 @@ the same corpus. Stage resize checks whether the images can be decoded.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from stages.core import layout
 from stages.core.cli import run_stage, stage_parser
+from stages.core.cores import available_cores
 from stages.core.errors import InputError
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
@@ -185,7 +185,7 @@ def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[_Hashed]:
     yield from prefetch(
         hash_image,
         names,
-        threads=os.cpu_count(),  # reading, unpacking and hashing release the GIL
+        threads=available_cores(),  # reading, unpacking and hashing release the GIL
         budget=_IN_FLIGHT,
         weight=lambda name: max(corpus.size(name), min_weight),
     )

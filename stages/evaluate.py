@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from stages.core import layout
 from stages.core.cli import run_stage, stage_parser
 from stages.core.code_version import stage_code
+from stages.core.cores import available_cores
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.ranks import check_still_wanted, run_ranks, wanted_processes
 from stages.core.errors import InputError
@@ -227,7 +227,7 @@ class _Work:
         # A GPU answers faster than one thread opens images; on a CPU, threads would slow it down.
         loader_threads = 0
         if self._device.type == "cuda":
-            loader_threads = max((os.cpu_count() or 1) // processes, 1)
+            loader_threads = max(available_cores() // processes, 1)
         try:
             generated = answer_greedily(
                 load_policy(self._folder, dtype=dtype, attention=params.base.attention).to(

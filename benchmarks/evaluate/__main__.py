@@ -204,8 +204,7 @@ def _arguments() -> argparse.Namespace:
     from benchmarks.evaluate.measure import EMBEDDED
     from benchmarks.grpo_step.models import SHAPES
 
-    parser = build_parser("evaluate", __doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer images, one repeat")
+    parser = build_parser("evaluate", __doc__, quick="fewer images, one repeat")
     parser.add_argument("--model", choices=[EMBEDDED, *SHAPES], help="only this model")
     parser.add_argument("--profile", help="with --model: test as this profile does, such as full")
     parser.add_argument(

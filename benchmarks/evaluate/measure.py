@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from benchmarks.evaluate.published import MAX_NEW_TOKENS, answer_as_published
 from benchmarks.grpo_step.clock import Clock
 from benchmarks.grpo_step.models import BASE, SHAPES, SIDE, build_policy, build_processor
+from stages.core.cores import available_cores
 from stages.core.params import Towers
 from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.problems import format_problem
@@ -158,7 +158,7 @@ def answer(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         compact_below=compact_below,
-        loader_threads=(os.cpu_count() or 1) if device.type == "cuda" else 0,
+        loader_threads=available_cores() if device.type == "cuda" else 0,
     )
     ids = {}
     for window in windows:

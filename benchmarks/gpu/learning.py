@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -28,6 +27,7 @@ from benchmarks.command_line import build_parser
 from benchmarks.ingest.measured import REPOSITORY, python
 from stages.core import layout
 from stages.core.code_version import PIPELINE
+from stages.core.cores import available_cores
 from stages.core.outputs import write_json
 from stages.core.params import shipped_taxonomy
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
@@ -136,7 +136,7 @@ def _arguments() -> argparse.Namespace:
         help="folder of the base (default: the embedded one)",
     )
     bases.add_argument("--width", type=int, help="train a base of this width first")
-    together = max((os.cpu_count() or 1) // _CORES_PER_PROCESS, 1)
+    together = max(available_cores() // _CORES_PER_PROCESS, 1)
     parser.add_argument(
         "--together", type=int, default=together, help="trainings at a time (default: %(default)s)"
     )

@@ -53,9 +53,8 @@ def _arguments() -> argparse.Namespace:
     from benchmarks.grpo_step.models import SHAPES
     from benchmarks.grpo_step.setting import PRECISIONS
 
-    parser = build_parser("grpo_step", __doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="only G=4 and 10 tokens, 2 prompts, one repeat"
+    parser = build_parser(
+        "grpo_step", __doc__, quick="only G=4 and 10 tokens, 2 prompts, one repeat"
     )
     parser.add_argument("--chart", type=Path, help="plot step times to this PNG")
     parser.add_argument("--model", choices=SHAPES, default="10m")

@@ -25,6 +25,7 @@ from benchmarks.ingest import corpora
 from benchmarks.ingest.measured import REPOSITORY, CommandRun, python
 from benchmarks.ingest.storage import as_shards, measure_dvc
 from stages.core import layout
+from stages.core.cores import available_cores
 from stages.core.outputs import read_json_lines, write_json
 from stages.core.provenance import collect_provenance
 
@@ -44,10 +45,7 @@ _MANY: Final = (1_000, 82_000)
 
 def main() -> None:
     """Measure, print a table, write the JSON."""
-    parser = build_parser("ingest", __doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="240 images, no measurements that take minutes"
-    )
+    parser = build_parser("ingest", __doc__, quick="240 images, no measurements that take minutes")
     arguments = parser.parse_args()
     mode = "quick" if arguments.quick else "full"
     provenance = collect_provenance({})
@@ -60,7 +58,7 @@ def main() -> None:
             result["noop_repro_seconds"] = dvc["repro_seconds"]
     show(result)
     if arguments.json:
-        more = {"quick": arguments.quick, "cores": os.cpu_count(), "provenance": provenance}
+        more = {"quick": arguments.quick, "cores": available_cores(), "provenance": provenance}
         write_json(arguments.json, result | more)
 
 

@@ -5,7 +5,6 @@ python -m benchmarks.ingest.seeds_way FOLDER OUT
 
 from __future__ import annotations
 
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+
+from stages.core.cores import available_cores
 
 
 def resized(path: Path) -> Image.Image:
@@ -24,7 +25,7 @@ def resized(path: Path) -> Image.Image:
 def main(folder: Path, out: Path) -> None:
     """Resize all images of a folder, and save them as a dataset."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         images = list(pool.map(resized, paths))
     features = Features({"image": ImageFeature()})
     Dataset.from_dict({"image": images}, features=features).save_to_disk(out)

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from benchmarks.command_line import build_parser
 from benchmarks.ingest.measured import REPOSITORY, CommandRun, median_seconds, python, run
+from stages.core.cores import available_cores
 from stages.core.outputs import write_json
 from stages.core.params import shipped_taxonomy
 from stages.core.provenance import collect_provenance
@@ -49,7 +50,7 @@ def main() -> None:
         f"{10 * count:,} in shards": (as_shards, 10 * count),
     }
     provenance = collect_provenance({})
-    result: dict[str, Any] = {"dvc": {}, "cores": os.cpu_count(), "provenance": provenance}
+    result: dict[str, Any] = {"dvc": {}, "cores": available_cores(), "provenance": provenance}
     for name, (store, images) in ways.items():
         with tempfile.TemporaryDirectory(prefix="storage-") as folder:
             result["dvc"][name] = measure_dvc(Path(folder), store, images)

@@ -11,7 +11,6 @@ runs here on a virtual clock.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +29,7 @@ from flows.scheduling.schedule import Capacity
 from flows.scheduling.simulation import simulate
 from flows.scheduling.slots import find_slots
 from stages.core import layout
+from stages.core.cores import available_cores
 from stages.core.errors import InputError
 from stages.core.git import uncommitted_files
 from stages.core.machine import format_bytes
@@ -73,7 +73,7 @@ def make_plan(
     # the run cache is decidable only for stages whose inputs are up to date
     cached = restorable(root, (name for name in names if not after[name])) if names else set()
     seconds, estimates = _estimate(root, graph, names, cached)
-    capacity = Capacity(len(gpu_slots.names), os.cpu_count() or 1)
+    capacity = Capacity(len(gpu_slots.names), available_cores())
     starts = simulate(graph, names, seconds, capacity)
     waves: dict[str, int] = {}
     for name in names:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from stages.core import layout
+from stages.core.cores import available_cores
 from stages.core.errors import InputError
 
 HOME: Final = layout.SCRATCH / "prefect"
@@ -65,5 +66,5 @@ def use_own_prefect(root: Path) -> None:
 
 def startup_seconds() -> int:
     """Time that a temporary server may take to start: more on a machine with waiting processes."""
-    waiting = os.getloadavg()[0] / (os.cpu_count() or 1)
+    waiting = os.getloadavg()[0] / available_cores()
     return min(round(PATIENCE_S * max(waiting, 1.0)), MAX_PATIENCE_S)

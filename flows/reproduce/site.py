@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from flows.prefect_api.stage_output import ENVIRONMENT, OnProgress, StageOutput
 from flows.scheduling import durations
 from flows.scheduling.schedule import Capacity, StageResult
 from flows.scheduling.slots import Slots
+from stages.core.cores import available_cores
 from stages.core.errors import InputError
 
 
@@ -36,7 +36,7 @@ class ExecutionSite:
 def local_site(slots: Slots) -> ExecutionSite:
     """This host: GPU stages in its slots, other stages beside them."""
     return ExecutionSite(
-        Capacity(len(slots.names), os.cpu_count() or 1),
+        Capacity(len(slots.names), available_cores()),
         f"in slots {', '.join(slots.names)}",
         lambda runner, stage, why, on_progress: run_locally(runner, stage, why, slots, on_progress),
         slots.cpu_environment,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from flows.prefect_api import artifacts
 from flows.prefect_api.client import require_server
 from flows.scheduling.schedule import SUCCESSFUL, StageResult, StagesFailedError
 from flows.scheduling.slots import cpu_threads
+from stages.core.cores import available_cores
 from stages.core.distributed.matrix_product import measure_in_subprocess
 
 _COMPARABLE_SECONDS: Final = 60.0
@@ -72,7 +72,7 @@ def summarize(run_flow: Callable[[], State[Summary]]) -> int:
 
 def print_time(seconds: float) -> None:
     """Print the time of a run; of a long one also how fast this machine is, to compare with."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     print(f"Total: {seconds / 60:.1f} min on {cores} cores")
     threads = cpu_threads(Path.cwd())
     if seconds >= _COMPARABLE_SECONDS and threads is not None:

@@ -28,6 +28,7 @@ import psutil
 
 from flows.scheduling.gpu_share import check_shares
 from stages.core import layout
+from stages.core.cores import available_cores
 from stages.core.distributed.devices import SLOTS_PER_GPU
 from stages.core.errors import InputError
 from stages.core.file_lock import LockedError, exclusive_lock, shared_lock
@@ -166,9 +167,9 @@ def find_slots(
 ) -> Slots:
     """GPU slots of a workspace, `slots_per_gpu` on each GPU, or without GPUs `count` CPU slots.
 
-    The default without GPUs is one for each `base.threads` cores, as far as memory allows. `gpus`:
-    indices to use; if None, all that CUDA_VISIBLE_DEVICES allows. InputError for more slots than
-    GPUs have, for several on a GPU without one, or where a training would not fit into its share.
+    The default without GPUs is as many as cores and memory allow (`_cpu_slots`). `gpus`: indices to
+    use; if None, all that CUDA_VISIBLE_DEVICES allows. InputError for more slots than GPUs have,
+    for several on a GPU without one, or where a training would not fit into its share.
     """
     if slots_per_gpu < 1 or PARTS % slots_per_gpu:
         allowed = ", ".join(str(each) for each in range(1, PARTS + 1) if not PARTS % each)
@@ -208,11 +209,16 @@ def lock_files(folder: Path) -> dict[Path, str]:
 
 
 def _cpu_slots(root: Path) -> int:
-    """Stages that this machine's cores and memory can run at once, at least one."""
+    """Stages that this machine's cores and memory can run at once, at least one.
+
+    Of stages of one thread one more than cores: a core is not idle while a stage reads or writes,
+    and another program that keeps a core busy slows down a third of three stages, not half of two.
+    Threads of one stage wait for each other, so stages of several get the cores they need.
+    """
     threads = cpu_threads(root)
     if threads is None:
         return 1
-    by_cores = len(os.sched_getaffinity(0)) // threads
+    by_cores = available_cores() + 1 if threads == 1 else available_cores() // threads
     by_memory = psutil.virtual_memory().available // _SLOT_BYTES
     return max(min(by_cores, by_memory), 1)
 

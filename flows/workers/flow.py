@@ -11,7 +11,6 @@ replays the stage from the run-cache and never computes it. Setup: docs/hosts.md
 
 from __future__ import annotations
 
-import os
 import socket
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from flows.scheduling.slots import find_slots
 from flows.workers import checkout as clones
 from flows.workers.remote_inputs import check
 from flows.workers.sender import Sender
+from stages.core.cores import available_cores
 from stages.core.errors import InputError
 from stages.core.provenance import collect_provenance
 
@@ -146,7 +146,7 @@ def reproduce_on_workers(
         gpu_stages = [name for name in selected if graph.stages[name].gpus]
         source = check(workspace, graph, gpu_stages, repository)
         sender = Sender(workspace, graph, source, _read_deployment(deployment), slots_per_gpu)
-        capacity = Capacity(MAX_GPUS_SENT, max(os.cpu_count() or 1, 1))
+        capacity = Capacity(MAX_GPUS_SENT, available_cores())
         site = ExecutionSite(capacity, f"on workers of {deployment}", sender.run)
         return bring_up_to_date(workspace, only, site)
     except (InputError, StagesFailedError) as error:  # user-fixable error: no traceback

@@ -67,7 +67,7 @@ def test_patience_grows_with_the_load(
     load: float, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(environment, "available_cores", lambda: 2)
     assert environment.startup_seconds() == seconds
 
 

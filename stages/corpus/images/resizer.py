@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stages.core.cores import available_cores
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
@@ -159,7 +159,7 @@ class ImageResizer:
 
         names = list(chain.from_iterable(unlinked))
         # threads suffice: libvips and Pillow decode, resize and encode without the GIL
-        threads = os.cpu_count() or 1
+        threads = available_cores()
         budget = _AHEAD * threads + 1
         with closing(prefetch(self._load, names, threads=threads, budget=budget)) as stream:
             # the images come in the order of `names`, so each shard takes the next of its length

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stages.core.cores import available_cores
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
 from stages.core.params import Params
@@ -122,7 +122,7 @@ def _decode_all(
     images = _Images()
     first: dict[bytes, str] = {}
     paths = sorted(files)
-    threads = os.cpu_count() or 1
+    threads = available_cores()
     decoded = prefetch(decode_image, paths, threads=threads, budget=threads + 1)
     for image in counted(decoded, len(paths), "check", "image"):
         for slug in modalities[image.path]:

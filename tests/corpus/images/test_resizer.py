@@ -203,7 +203,7 @@ def test_one_core_and_many_give_the_same_bytes(
 ) -> None:
     trees = []
     for cores in (1, 4):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(resizer, "available_cores", lambda cores=cores: cores)
         run(resize, "ct")
         trees.append(tree())
         shutil.rmtree(resize.CACHE)

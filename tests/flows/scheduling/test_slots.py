@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -100,7 +99,15 @@ def test_slots_are_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("cores", "gigabytes", "threads", "count"),
-    [(2, 24, 1, 2), (2, 24, 2, 1), (8, 64, 3, 2), (16, 7, 1, 3), (2, 1, 1, 1), (1, 8, 4, 1)],
+    [
+        (2, 24, 1, 3),
+        (1, 24, 1, 2),
+        (2, 24, 2, 1),
+        (8, 64, 3, 2),
+        (16, 7, 1, 3),
+        (2, 1, 1, 1),
+        (1, 8, 4, 1),
+    ],
 )
 def test_without_gpus_cores_and_memory_decide_how_many_stages_run_at_once(
     tmp_path: Path,
@@ -111,7 +118,7 @@ def test_without_gpus_cores_and_memory_decide_how_many_stages_run_at_once(
     count: int,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("flows.scheduling.slots.available_cores", lambda: cores)
     memory = SimpleNamespace(available=gigabytes * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     (tmp_path / "params.yaml").write_text(f"base: {{threads: {threads}}}\n", encoding="utf-8")

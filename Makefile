@@ -37,6 +37,8 @@ repro: $(INSTALLED)
 	@med-r1 report
 
 full: $(INSTALLED)
+	@! git rev-parse --git-dir > /dev/null 2>&1 || git var GIT_COMMITTER_IDENT > /dev/null \
+	|| { echo "error: git does not know who commits the settings of this run: set git config user.name and user.email"; exit 1; }
 	@echo "== Setting the profile $(PROFILE); stops here if a run cannot finish on this machine"
 	@med-r1 profile $(PROFILE)
 	@echo "== Fetching the corpus; resumes where it stopped"

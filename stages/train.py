@@ -229,8 +229,11 @@ def _fingerprint(
 ) -> str:
     """Fingerprint of everything that determines the weights; see docs/architecture.md.
 
-    It includes the number of processes, which determines the batches and the parts of the state.
+    It includes the number of processes, which determines the batches and the parts of the state,
+    and the kind of device: numbers of one are not those of another.
     """
+    import torch
+
     grpo = settings["grpo"]
     assert isinstance(grpo, Grpo)
     configuration = deepspeed_configuration(grpo)
@@ -251,6 +254,7 @@ def _fingerprint(
             "base": files_hash(base),
             "code": files_hash(stage_code("train")),
             "processes": processes(),
+            "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
             "deepspeed": files_hash([configuration]) if configuration else None,
         }
     )

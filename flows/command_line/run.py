@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from typer import Option
 
 from flows.command_line.application import app, command
-from flows.prefect_api.environment import use_own_prefect
+from flows.prefect_api.environment import exit_on_termination, use_own_prefect
 
 PANEL: Final = "Run"
 Only = Annotated[
@@ -22,7 +22,11 @@ Only = Annotated[
     ),
 ]
 Slots = Annotated[
-    int | None, Option(metavar="N", help="GPU stages at once; 1 on a machine without GPUs.")
+    int | None,
+    Option(
+        metavar="N",
+        help="Trainings and evaluations at once; by default one per GPU, on CPUs as many as fit.",
+    ),
 ]
 SlotsPerGpu = Annotated[
     int,
@@ -57,6 +61,7 @@ def reproduce(
 
     Results are those of `dvc repro`. Re-run after an interruption to resume.
     """
+    exit_on_termination()
     use_own_prefect(Path.cwd())
     from flows.reproduce.flow import run
 
@@ -78,6 +83,7 @@ def workers(
 
     Needs PREFECT_API_URL; docs/hosts.md describes how to set up workers.
     """
+    exit_on_termination()
     use_own_prefect(Path.cwd())
     from flows.workers.flow import run
 
@@ -104,6 +110,7 @@ def retrain(
 
     Exit code: 0 promoted or not, 1 if the data was refused or a stage failed.
     """
+    exit_on_termination()
     use_own_prefect(Path.cwd())
     from flows.retraining.flow import run
 

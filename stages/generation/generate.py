@@ -262,7 +262,7 @@ class _Answerer:
     def _decode(self, decoder: Decoder, logits: Tensor, prompt_ids: Tensor) -> list[list[int]]:
         """Greedy completions of B rows, whose first tokens have the `logits` (B, V)."""
         sampling = self._sampling
-        scores = sampling.warpers()(prompt_ids, logits.float())
+        scores = sampling.warpers(logits.device)(prompt_ids, logits.float())
         unused = torch.zeros(len(logits), sampling.max_tokens, device=logits.device)
         first = sampling.choose(scores, unused[:, :1]).tolist()
         completions, _ = decode(

@@ -46,13 +46,13 @@ class SeparateRows:
             columns[:, self._width :] = True
             self._mask = additive(columns[:, None, None], policy)  # (R, 1, 1, W + max_tokens)
 
-    def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Logits (R, V) after tokens (R,), the `places`-th (from 1) of their completions."""
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (R, V) after the newest tokens (R,) of completions of these lengths (R,)."""
         self._width += 1
         logits: Tensor = self._policy(
             input_ids=tokens[:, None],
             attention_mask=None if self._mask is None else self._mask[..., : self._width],
-            position_ids=(self._positions + places - 1)[..., None],
+            position_ids=(self._positions + lengths - 1)[..., None],
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]

@@ -29,6 +29,10 @@ class ExampleBatch(list[Example]):
         """The same batch with its prompts on a device: accelerate's loader moves what has `to`."""
         return ExampleBatch(self, self.prompts.to(device, non_blocking=non_blocking))
 
+    def pin_memory(self) -> ExampleBatch:
+        """The same batch with its prompts in pinned memory: torch's loader pins what has this."""
+        return ExampleBatch(self, self.prompts.pin_memory())
+
 
 class PromptCollator:
     """Collates examples, and processes one of the G equal prompts of each group.

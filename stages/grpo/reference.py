@@ -67,7 +67,10 @@ class ReferenceAhead:
         """Of the next batches, in order: all of its state."""
 
     def watch(self, batches: Iterator[ExampleBatch]) -> Iterator[ExampleBatch]:
-        """The same batches, loaded ahead."""
+        """Take over the iterator of an epoch; returns this object, which hands out its batches.
+
+        Called with the same iterator each time; another one starts a new epoch.
+        """
         if batches is not self._source:  # another epoch
             self._source = batches
             self._upcoming.clear()

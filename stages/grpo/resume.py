@@ -184,11 +184,12 @@ class SaveByTime(TrainerCallback):  # type: ignore[misc]
         """Ask for a state if it is time."""
         if state.global_step % args.logging_steps:
             return
-        elapsed = time.monotonic() - self._last
-        due = torch.tensor([int(elapsed >= self._seconds)], device=args.device)
+        due = time.monotonic() - self._last >= self._seconds
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(due, src=0)
-        control.should_save = control.should_save or bool(due)
+            decision = torch.tensor([int(due)], device=args.device)
+            torch.distributed.broadcast(decision, src=0)
+            due = bool(decision)
+        control.should_save = control.should_save or due
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock again."""

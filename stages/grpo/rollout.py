@@ -110,7 +110,7 @@ def _follow_drafts(
     batch, group, max_tokens = uniform.shape
     trie = draft_pass.trie
     nodes = len(trie) + 1
-    warpers = sampling.warpers()
+    warpers = sampling.warpers(uniform.device)
     scores = warpers(
         prompts.ids.repeat_interleave(nodes, 0), draft_pass.logits.flatten(0, 1).float()
     ).view(batch, nodes, -1)
@@ -168,23 +168,25 @@ class PackedRows:
         mask = torch.cat(parts, dim=2)[:, None]  # (B, 1, G, P + N + G * steps)
         self._mask = additive(mask, policy)
         layer_type = FixedWidthLayer if fixed_width else PreallocatedLayer
+        # under autocast keys are float32, which attention would round at every token
+        dtype = self._mask.dtype
         self._cache = DynamicCache()
         self._cache.layers = [
-            layer_type.from_prefix(keys, values, group * steps)
+            layer_type.from_prefix(keys.to(dtype), values.to(dtype), group * steps)
             for keys, values in draft_pass.keys_values
         ]
         self._last = prompts.positions[:, :, -1:]  # (3, B, 1)
         self._column = torch.arange(mask.shape[-1], device=device)
-        self._step = CapturedStep(self._forward_fixed) if fixed_width else None
+        self._step = CapturedStep() if fixed_width else None
 
-    def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Logits (B * G, V) after tokens (B * G,), the `places`-th (from 1) of completions."""
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (B * G, V) after the newest tokens (B * G,) of completions of these lengths."""
         tokens = tokens.view(self._shape)
-        positions = self._last + places.view(self._shape)
+        positions = self._last + lengths.view(self._shape)
         columns = self._column[self._width : self._width + self._shape[1]]
         self._width += self._shape[1]
         if self._step is not None:
-            return self._step(tokens, positions, columns)
+            return self._step(self._forward_fixed, tokens, positions, columns)
         return self._forward(tokens, positions, self._mask[..., : self._width])
 
     def _forward_fixed(self, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:

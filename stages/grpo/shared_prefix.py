@@ -3,7 +3,7 @@
 A group is packed into one row: the prompt without its last token (P - 1 columns), then a segment of
 C columns per completion. A segment is the prompt's last token and all but the last token of the
 completion, so its j-th hidden state predicts completion token j. It attends to the prompt and to
-itself, through a boolean mask (B, 1, T, T), and continues the prompt's M-RoPE positions as if it
+itself, through a mask (B, 1, T, T), and continues the prompt's M-RoPE positions as if it
 stood alone. Log-probabilities and gradients equal those of G separate rows; G - 1 passes over
 prompt and image are saved, and logits are computed only where they predict a completion token. A
 no-think answer is some ten tokens after a prompt of hundreds, so this is nearly all of a step.

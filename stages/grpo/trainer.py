@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,6 +74,8 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "bf16": grpo.bf16,
         **parallel_arguments(grpo),
         "logging_steps": grpo.logging_steps,
+        # it would log a NaN loss as the mean of those before
+        "logging_nan_inf_filter": False,
         # `TrackingCallback` reports instead: transformers' own integrations would add local paths,
         # and no hashes
         "report_to": "none",
@@ -85,10 +88,19 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "dataloader_num_workers": grpo.loader_workers,
         # they open files and share tensors, and keep their images of the epoch before
         "dataloader_persistent_workers": grpo.loader_workers > 0,
+        "dataloader_prefetch_factor": _prefetch_factor(grpo),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "accelerator_config": {"non_blocking": torch.cuda.is_available()},
         # without it several processes on CPUs do not form a group
         "use_cpu": not torch.cuda.is_available(),
     }
+
+
+def _prefetch_factor(grpo: Grpo) -> int | None:
+    """Batches ahead per loader worker: those that the reference takes at once, and one more."""
+    if not grpo.loader_workers:
+        return None
+    return ceil(grpo.batches_ahead / grpo.loader_workers) + 1
 
 
 def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:

@@ -1,13 +1,19 @@
-"""Warnings about a training that learns nothing, or that has become ten times slower."""
+"""Symptoms of a training that learns nothing, has become ten times slower, or has lost its weights.
+
+The last one stops it, the others are warnings.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
 from typing import Any, Final
 
 from transformers import TrainerCallback
+
+from stages.core.errors import InputError
 
 PATIENCE: Final = 10
 """Consecutive logged steps after which a symptom is reported, once."""
@@ -63,7 +69,19 @@ class TrainingWatch(TrainerCallback):  # type: ignore[misc]  # transformers has 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Count steps whose completions are truncated, or whose groups have no spread."""
+        """Count steps whose completions are truncated, or whose groups have no spread.
+
+        Raises InputError, in all processes, for a loss or gradient that is not finite. A step is
+        logged before its state is saved, so no saved state has such weights.
+        """
+        logs = logs or {}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise InputError(
+                    f"{self._name}: {name} is {logs[name]} at step {state.global_step}, so the"
+                    " weights are of no use: lower the learning rate, or compute in float32"
+                    " (grpo.bf16: false); a re-run resumes from the last saved state"
+                )
         if not logs or self._limit is None or not state.is_world_process_zero:
             return
         self._count(

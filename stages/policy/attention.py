@@ -47,6 +47,15 @@ def choose_attention(
     return {"text_config": language, "vision_config": vision}
 
 
+def avoid_cudnn() -> None:
+    """Let `sdpa` never take cuDNN's attention, which torch prefers on Hopper and Blackwell.
+
+    It plans anew for each shape, and here nearly every pass has another one; and with a mask its
+    backward has returned NaN for some lengths (pytorch issue 196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def flash_unavailable(dtype: torch.dtype) -> str | None:
     """Why flash-attn cannot be used here, with the remedy; None if it can."""
     version = _flash_version()

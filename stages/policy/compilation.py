@@ -13,6 +13,8 @@ from stages.policy.prompt_batch import backbone
 
 WARM_UP: Final = 2
 """Runs before a capture: libraries allocate what they need in the first ones."""
+ENTRIES: Final = 4096
+"""Compiled versions of layers that are kept at most."""
 
 
 def compile_layers(policy: Any) -> None:
@@ -20,9 +22,14 @@ def compile_layers(policy: Any) -> None:
 
     Not the last decoder layer, whose forward changes (`stages.policy.last_layer`).
     """
+    import torch._dynamo
+
+    # of all layers together: each has an entry per shape, with and without gradients
+    torch._dynamo.config.accumulated_recompile_limit = ENTRIES
     model = backbone(policy)
     for layer in (*model.visual.blocks, *model.language_model.layers[:-1]):
-        layer.compile()
+        # layers share their code: without isolation they would share its few entries too
+        layer.compile(isolate_recompiles=True)
 
 
 @contextmanager
@@ -38,21 +45,24 @@ def uncompiled(policy_is_compiled: bool) -> Iterator[None]:
 class CapturedStep:
     """A function of tensors whose shapes do not change: on a GPU captured once, then replayed.
 
-    Elsewhere it is called. What it reads besides its inputs must stay where it is in memory.
+    On a CPU it is simply called. A replay reads the addresses of the capture: tensors that the
+    function uses besides its inputs must not be replaced, only written into.
+
+    The function is given with each call and not kept: of the object that owns this one, it would be
+    a reference cycle, and caches and graph would stay in memory until the next garbage collection.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
+    def __init__(self) -> None:
         self._inputs: tuple[Tensor, ...] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._output: Tensor | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """The function's result, valid until the next call."""
+    def __call__(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """The result of the function, always the same one; valid until the next call."""
         if not inputs[0].is_cuda:
-            return self._function(*inputs)
+            return function(*inputs)
         if self._graph is None:
-            self._capture(inputs)
+            self._capture(function, inputs)
         assert self._graph is not None
         assert self._output is not None
         for own, given in zip(self._inputs, inputs, strict=True):
@@ -60,23 +70,17 @@ class CapturedStep:
         self._graph.replay()
         return self._output
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+    def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(each.clone() for each in inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        # casts of weights that autocast keeps would belong to the graph's memory
-        kind = inputs[0].device.type
-        autocast = torch.autocast(
-            kind,
-            dtype=torch.get_autocast_dtype(kind),
-            enabled=torch.is_autocast_enabled(kind),
-            cache_enabled=False,
-        )
-        with autocast:
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self._function(*self._inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._output = self._function(*self._inputs)
+        # autocast's casts of the weights were made by the pass over the prompts, and live until the
+        # outermost autocast ends: none is made within the capture
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        # other threads, such as the loader's, may allocate meanwhile
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._output = function(*self._inputs)

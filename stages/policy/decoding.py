@@ -32,8 +32,8 @@ Dropping copies the cache of the remaining rows: all at once, this happens a few
 class Decoder(Protocol):
     """R rows behind a KV cache, which takes one token of each at a time."""
 
-    def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Logits (R, V) after tokens (R,), the `places`-th (from 1) of their completions."""
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (R, V) after the newest tokens (R,) of completions of these lengths (R,)."""
 
     def keep(self, rows: Tensor) -> bool:
         """Continue with some of the rows (K,); False, and nothing changes, if that is no gain."""
@@ -56,13 +56,15 @@ class Sampling:
     suppressed: tuple[int, ...] = ()
     repetition_penalty: float = 1.0
 
-    def warpers(self) -> LogitsProcessorList:
-        """Logits processors, in the order of transformers' `generate`."""
+    def warpers(self, device: torch.device) -> LogitsProcessorList:
+        """Logits processors of scores on a device, in the order of transformers' `generate`."""
         processors: list[LogitsProcessor] = []
         if self.repetition_penalty != 1.0:
             processors.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.suppressed:
-            processors.append(SuppressTokensLogitsProcessor(list(self.suppressed)))
+            # its tokens would otherwise be copied to a GPU with each token that is sampled
+            tokens = SuppressTokensLogitsProcessor(list(self.suppressed), device=str(device))
+            processors.append(tokens)
         if self.temperature not in (0.0, 1.0):
             processors.append(TemperatureLogitsWarper(self.temperature))
         if self.top_k:
@@ -134,14 +136,14 @@ def decode(
     lengths = torch.tensor(begun, device=device)
     unfinished = torch.tensor(is_open, device=device)
     eos_ids = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
-    warpers = sampling.warpers()
-    count_unfinished = _Counter()
+    warpers = sampling.warpers(device)
+    count_unfinished = _Counter(late=device.type == "cuda")
     for step in range(steps):
         logits = decoder.forward(tokens[rows, lengths - 1], lengths)
+        written = prompt_ids
         # only the penalty reads them; where it is used all completions have one length
-        written = prompt_ids[rows]
         if sampling.repetition_penalty != 1.0:
-            written = torch.cat([written, tokens[rows, : begun[0] + step]], dim=1)
+            written = torch.cat([prompt_ids[rows], tokens[rows, : begun[0] + step]], dim=1)
         at = lengths.clamp(max=sampling.max_tokens - 1)
         scores = warpers(written, logits.float())
         chosen = sampling.choose(scores, uniform[rows, at, None])[:, 0]
@@ -153,30 +155,35 @@ def decode(
             return _until_end(tokens, sampling.eos_ids), step + 1
         if remaining <= compact_below * len(rows):
             selected = unfinished.nonzero()[:, 0]
+            if not len(selected):  # the last ended in this step, which the count does not know yet
+                return _until_end(tokens, sampling.eos_ids), step + 1
             if decoder.keep(selected):
                 rows, lengths, unfinished = rows[selected], lengths[selected], unfinished[selected]
     return _until_end(tokens, sampling.eos_ids), steps
 
 
 class _Counter:
-    """Counts true elements: at once on a CPU; on a GPU it returns the count of the call before.
+    """Counts true elements, `late`: returns the count of the call before, at first all elements.
 
-    So the host does not wait for the GPU at each token, at the price of one step more at the end.
+    So the host does not wait for a GPU at each token, at the price of one step more at the end.
     """
 
-    def __init__(self) -> None:
-        self._previous: tuple[Tensor, torch.cuda.Event] | None = None
+    def __init__(self, *, late: bool) -> None:
+        self._late = late
+        self._previous: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def __call__(self, flags: Tensor) -> int:
         count = flags.sum()
-        if not count.is_cuda:
+        if not self._late:
             return int(count)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event() if count.is_cuda else None
         previous, self._previous = self._previous, (count.to("cpu", non_blocking=True), copied)
-        copied.record()
+        if copied is not None:
+            copied.record()
         if previous is None:
             return len(flags)
-        previous[1].synchronize()
+        if previous[1] is not None:
+            previous[1].synchronize()
         return int(previous[0])
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from stages.core.errors import InputError
 from stages.core.params import Towers
-from stages.policy.attention import choose_attention
+from stages.policy.attention import avoid_cudnn, choose_attention
 from stages.policy.vision_attention import SETTING, batch_images, loadable
 from stages.policy.weights import WEIGHTS, missing_parts
 
@@ -62,6 +62,7 @@ def load_policy(
     Raises InputError if its weights lack a tensor (tied tensors need not be stored).
     """
     implementations = choose_attention(attention, getattr(torch, dtype), custom_masks=custom_masks)
+    avoid_cudnn()
     # progress bars and warnings of the libraries would hide the stage's own output
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from stages.policy.prompt_batch import unwrap
 
+_ALIGNMENT: Final = 8
+"""Numbers between the beginnings of rows that CUDA's memory-efficient attention needs."""
+
 
 def additive(mask: Tensor, policy: Any) -> Tensor:
     """A boolean mask as numbers to add to scores: 0 where true, else minus infinity.
 
-    In the type that the policy computes in. A boolean mask would be converted in every layer, and
-    is not what eager attention takes.
+    In the type that the policy computes in, its rows at multiples of 8 numbers in memory. Kernels
+    would convert a boolean mask, and copy one of other rows, in every layer; eager attention takes
+    numbers only.
     """
     kind = mask.device.type
     dtype = unwrap(policy).dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    *rows, width = mask.shape
+    numbers = torch.zeros(*rows, width + -width % _ALIGNMENT, dtype=dtype, device=mask.device)
+    return numbers[..., :width].masked_fill_(~mask, -torch.inf)
 
 
 def include_diagonal(mask: Tensor) -> Tensor:

@@ -46,6 +46,17 @@ class PromptBatch:
             image_grid_thw=self.image_grid_thw.to(device, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> PromptBatch:
+        """The same batch in pinned memory, from which a GPU copies while the host goes on."""
+        return replace(
+            self,
+            ids=self.ids.pin_memory(),
+            mask=self.mask.pin_memory(),
+            positions=self.positions.pin_memory(),
+            pixel_values=self.pixel_values.pin_memory(),
+            image_grid_thw=self.image_grid_thw.pin_memory(),
+        )
+
     def image_inputs(self, ids: Tensor) -> dict[str, Tensor]:
         """Arguments of a policy's forward for rows (B, T) that begin with these prompts."""
         return {
@@ -59,7 +70,10 @@ class PromptBatch:
         if list(rows) == list(range(len(self))):
             return self
         grids = torch.split(self.image_grid_thw, list(self.image_counts))
-        patches = torch.split(self.pixel_values, [int(grid.prod(-1).sum()) for grid in grids])
+        sizes = iter(self.image_grid_thw.prod(-1).tolist())  # one copy from the device
+        patches = torch.split(
+            self.pixel_values, [sum(islice(sizes, count)) for count in self.image_counts]
+        )
         names = iter(self.image_paths)
         paths = [tuple(islice(names, count)) for count in self.image_counts]
         index = torch.tensor(list(rows), device=self.ids.device)

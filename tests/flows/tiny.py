@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,11 @@ def locked(root: Path) -> dict[str, dict[str, str]]:
     return {
         name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()
     }
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
+    """Wait until a condition holds; whether it does."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from stages.grpo.drafts import (
     build_trie,
     prefill_with_drafts,
     score_drafted,
+    without_drafts,
 )
-from stages.grpo.rollout import Sampled, draws, sample_completions, sample_drafted
+from stages.grpo.rollout import PackedRows, Sampled, draws, sample_completions, sample_drafted
 from stages.grpo.shared_prefix import CompletionScorer, score
 from stages.policy.decoding import Sampling
 from stages.policy.loading import vision_token_ids
@@ -160,6 +163,28 @@ def test_steps_of_one_width_give_the_same_completions(family: str, tmp_path: Pat
     assert found.completions == expected
     assert found.forwards > 2
     assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("fixed_width", [False, True])
+def test_the_cache_is_freed_with_the_rows_and_in_the_type_that_attention_computes_in(
+    fixed_width: bool, tmp_path: Path
+) -> None:
+    policy = policy_of("qwen2_vl")
+    prompts = prompts_for(policy, tmp_path)
+    path = torch.zeros(len(prompts), 4, 0, dtype=torch.bool)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        draft_pass = without_drafts(prefill_prompts(policy, prompts, prompts.image_inputs))
+        rows = PackedRows(policy, prompts, draft_pass, path, 4, 2, fixed_width=fixed_width)
+        rows.forward(torch.ones(8, dtype=torch.long), torch.ones(8, dtype=torch.long))
+    layers = [weakref.ref(layer.keys) for layer in rows._cache.layers]
+    assert {layer.keys.dtype for layer in rows._cache.layers} == {torch.bfloat16}
+    gc.collect()
+    gc.disable()  # a GPU's memory does not wait for the next collection
+    try:
+        del rows
+        assert all(layer() is None for layer in layers)
+    finally:
+        gc.enable()
 
 
 def test_many_completions_of_the_trained_policy_need_no_forward_pass(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from stages.core.errors import InputError
+from stages.grpo.batch import ExampleBatch, PromptCollator
 from stages.grpo.data.dataset import train_dataset
 from stages.grpo.trainer import build_trainer, grpo_config
 from stages.policy.loading import check_policy_files, load_policy, vision_token_ids
@@ -48,6 +50,37 @@ def test_med_r1s_published_settings_can_be_expressed(tmp_path: Path) -> None:
     assert config.reward_weights == [1.0, 1.0]
     assert config.generation_batch_size == 8
     assert config.top_k == 50
+
+
+@pytest.mark.parametrize(
+    ("workers", "reference_steps", "batches"), [(0, 8, None), (1, 1, 2), (2, 8, 5), (3, 8, 4)]
+)
+def test_workers_prepare_what_the_reference_takes_at_once_and_one_batch_more(
+    tmp_path: Path, workers: int, reference_steps: int, batches: int | None
+) -> None:
+    grpo = grpo_settings(loader_workers=workers, reference_steps=reference_steps, draft_nodes=64)
+    assert grpo_config(grpo, tmp_path, "ct").dataloader_prefetch_factor == batches
+
+
+def test_a_loader_pins_the_tensors_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = train_dataset(questions(tmp_path), "no-think")
+    batch = PromptCollator(processor(), embedded_policy(), 1)([dataset[0], dataset[1]])
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        """As on a machine with a GPU."""
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    moved = pin_memory(batch)
+    assert isinstance(moved, ExampleBatch)
+    assert moved == batch
+    tensors = {name: each for name, each in vars(moved.prompts).items() if torch.is_tensor(each)}
+    assert {id(each) for each in tensors.values()} == {id(each) for each in pinned}
+    assert all(torch.equal(each, getattr(batch.prompts, name)) for name, each in tensors.items())
 
 
 def test_image_tokens_are_suppressed_in_sampling(tmp_path: Path) -> None:

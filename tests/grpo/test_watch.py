@@ -50,6 +50,20 @@ def test_other_processes_and_other_methods_are_silent(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("limit", [12, None])
+@pytest.mark.parametrize("main", [True, False])
+def test_a_number_that_is_not_finite_stops_all_processes(
+    name: str, value: float, limit: int | None, main: bool
+) -> None:
+    callback = TrainingWatch("ct", limit)
+    state = SimpleNamespace(is_world_process_zero=main, global_step=30)
+    callback.on_log(None, state, None, {"loss": 0.0, "grad_norm": 1.5})
+    with pytest.raises(InputError, match=rf"ct: {name} is (nan|inf) at step 30, .*learning rate"):
+        callback.on_log(None, state, None, {"loss": 0.0, "grad_norm": 1.5} | {name: value})
+
+
 @pytest.mark.parametrize(("factor", "lines"), [(9, 0), (11, 1)])
 def test_steps_ten_times_slower_than_the_first_are_reported(
     factor: int, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

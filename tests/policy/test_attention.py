@@ -117,3 +117,9 @@ def test_policy_and_reference_have_an_implementation_per_tower(tmp_path: Path) -
     for model in (policy, build(tmp_path, policy).ref_model):
         assert model.config.text_config._attn_implementation == "sdpa"
         assert model.config.vision_config._attn_implementation == "eager"
+
+
+def test_a_loaded_policy_never_uses_cudnns_attention() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_policy(BASE, dtype="float32", attention="sdpa")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

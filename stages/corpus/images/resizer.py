@@ -38,8 +38,10 @@ from stages.corpus.quarantine.image_errors import UnreadError
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import SPECIFIC_DICOM, Category
 
+_SPARE_THREADS: Final = 2
+"""Threads more than cores, which compute while others wait for the GIL or the disk."""
 _AHEAD: Final = 4
-"""Images per core that are decoded ahead of the one that is written next."""
+"""Images per thread that are decoded ahead of the one that is written next."""
 
 ImageResult = dict[str, Any] | ImageError
 """Metadata of an image for its records, or why it cannot be used."""
@@ -159,7 +161,7 @@ class ImageResizer:
 
         names = list(chain.from_iterable(unlinked))
         # threads suffice: libvips and Pillow decode, resize and encode without the GIL
-        threads = available_cores()
+        threads = available_cores() + _SPARE_THREADS
         budget = _AHEAD * threads + 1
         with closing(prefetch(self._load, names, threads=threads, budget=budget)) as stream:
             # the images come in the order of `names`, so each shard takes the next of its length

@@ -13,12 +13,14 @@ from typing import Final
 
 from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.images import FLOATS
 from stages.corpus.records.texts import RefusedRecord
 
 _ROLE: Final = "image_"
 """Begins the meaning of a numbered column."""
 _ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"[0-9]{1,7}")
+_FLOAT: Final = re.compile(r"[0-9]{1,7}\.0+")
 _JSON_LIST: Final = re.compile(r'\[\s*(?:"|\])')
 _PYTHON_LIST: Final = re.compile(r"\[\s*'")
 _NUMBERED: Final = re.compile(
@@ -93,6 +95,8 @@ def slice_numbers(cell: str) -> list[int] | None:
     words = re.split(r"[|,;\s]+", cell.strip().removeprefix("[").removesuffix("]").strip())
     if not all(_NUMBER.fullmatch(word) for word in words):
         why = "slices are whole numbers, counted from 1, with | between them"
+        if all(_FLOAT.fullmatch(word) for word in words):
+            why += FLOATS
         raise RefusedRecord(cell, why, Reason.IMAGE_SLICE)
     return [int(word) for word in words]
 

@@ -27,6 +27,11 @@ SOURCES: Final = "sources"
 """Field of such a record, by which stage splits keeps copies together: `image`, `pixel_hash` and
 `perceptual_hash` of each file or volume, and `frames`, the pixel hashes of a volume's shown frames.
 """
+FLOATS: Final = (
+    "; pandas writes whole numbers of a column with gaps as 1.0: convert it with"
+    ' .astype("Int64") first'
+)
+"""Remedy where the numbers of slices are floats."""
 FRAMES: Final = "@frames"
 """Folder of an image store that the frames of volumes are kept in; no data set has its name."""
 _MAX_SLICE: Final = 10**6
@@ -79,6 +84,8 @@ def read_slices(raw: Mapping[str, Any], image_paths: Sequence[str]) -> tuple[int
     is_list = isinstance(slices, list) and all(_is_slice(number) for number in slices)
     if not is_list or not 1 <= len(slices) <= MAX_IMAGES or len({*slices}) < len(slices):
         why = f"{SLICES} is not a list of 1 to {MAX_IMAGES} different numbers, counted from 1"
+        if isinstance(slices, float) or (isinstance(slices, list) and float in map(type, slices)):
+            why += FLOATS
         raise RefusedRecord(slices, why, Reason.IMAGE_SLICE)
     if len(image_paths) > 1:
         why = f"{SLICES} of {len(image_paths)} images: it chooses among those of one volume"

@@ -148,3 +148,20 @@ def test_a_share_of_a_gpu_is_in_no_fingerprint(
             )
         )
     assert len(found) == 1
+
+
+def test_the_device_is_in_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a state of a CPU is not resumed on a GPU, whose numbers are others."""
+    import torch
+
+    monkeypatch.chdir(ROOT)
+    params = load_params()
+    split = tmp_path / "train.json"
+    split.write_text("[]", encoding="utf-8")
+    base = ROOT / "infra" / "base"
+    found = {train._fingerprint(params, {"grpo": params.grpo}, split, base)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("NVIDIA H100", "NVIDIA H200"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        found.add(train._fingerprint(params, {"grpo": params.grpo}, split, base))
+    assert len(found) == 3

@@ -142,6 +142,8 @@ def test_the_pipeline_reads_what_is_written(ward: Path, tmp_path: Path) -> None:
         ({"images": "scans/a.png|scans/b.png", "slices": "1"}, "slices of 2 images"),
         ({"image": "scans/a.png", "slices": "0"}, "counted from 1"),
         ({"image": "scans/a.png", "slices": "1-3"}, "slices are whole numbers"),
+        ({"image": "scans/a.png", "slices": "1.0"}, 'astype("Int64") first'),
+        ({"image": "scans/a.png", "slices": "3.0|7.0"}, 'astype("Int64") first'),
         ({}, "empty name"),
         ({"image": "scans/a.png", "question": "See <image 2>?"}, "image that the question lacks"),
         (

@@ -75,7 +75,17 @@ def test_a_volume_may_have_slices(make_record: MakeRecord) -> None:
         ({"images": TWO[:1], "slices": [0]}, Reason.IMAGE_SLICE, "counted from 1"),
         ({"images": TWO[:1], "slices": [True]}, Reason.IMAGE_SLICE, "counted from 1"),
         ({"images": TWO[:1], "slices": [2, 2]}, Reason.IMAGE_SLICE, "different"),
-        ({"images": TWO[:1], "slices": [1.0]}, Reason.IMAGE_SLICE, "numbers"),
+        (
+            {"images": TWO[:1], "slices": [1.0]},
+            Reason.IMAGE_SLICE,
+            '1.0: convert it with .astype("Int64")',
+        ),
+        (
+            {"images": TWO[:1], "slices": 1.0},
+            Reason.IMAGE_SLICE,
+            '1.0: convert it with .astype("Int64")',
+        ),
+        ({"images": TWO[:1], "slices": ["1"]}, Reason.IMAGE_SLICE, "counted from 1"),
         ({"images": TWO[:1], "slices": 3}, Reason.IMAGE_SLICE, "not a list"),
         ({"images": TWO[:1], "slices": [10**7]}, Reason.IMAGE_SLICE, "numbers"),
     ],

@@ -6,15 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from flows.dvc_api.processes import processes_of
-from tests.flows.tiny import REPOSITORY
+from tests.flows.tiny import REPOSITORY, eventually
 
 GUARD = REPOSITORY / "flows" / "dvc_api" / "guard.py"
 # a command with a child of its own, like DVC with a stage
@@ -29,13 +27,6 @@ def guard(record: Path, *command: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def await_ready(process: subprocess.Popen[str], record: Path) -> list[psutil.Process]:

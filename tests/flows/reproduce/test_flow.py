@@ -10,10 +10,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -26,7 +28,7 @@ from flows.scheduling.schedule import StagesFailedError
 from stages.core.errors import ExitCode, InputError
 from tests.commands import MED_R1, med_r1
 from tests.flows.conftest import RunByDvc
-from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
+from tests.flows.tiny import ENVIRONMENT, REPOSITORY, eventually, locked, make_workspace, run
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 KEYS = ("a", "b")
@@ -198,9 +200,9 @@ def test_a_second_flow_in_a_workspace_is_refused(root: Path) -> None:
         reproduce(root=str(root))
 
 
-def test_a_killed_flow_leaves_no_process_and_a_re_run_completes_its_results(
-    root: Path, reference: dict[str, Any]
-) -> None:
+@contextmanager
+def flow_in_stage_a(root: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`med-r1 reproduce` in a process of its own, while stage a waits to be released."""
     (root / "hold" / "a").touch()
     flow = subprocess.Popen(
         [*MED_R1, "reproduce", "--slots", "2"],
@@ -210,19 +212,35 @@ def test_a_killed_flow_leaves_no_process_and_a_re_run_completes_its_results(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    try:
+        assert eventually((root / "seen-models-a.log").exists), "the stage never started"
+        yield flow
+    finally:
+        flow.kill()
 
-    def stage_processes() -> list[Any]:
-        return [process for process, record in guarded_processes() if record.startswith(str(root))]
 
-    deadline = time.monotonic() + 120
-    while not (root / "seen-models-a.log").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert stage_processes(), "the stage never started"
-    flow.send_signal(signal.SIGKILL)
-    flow.wait()
-    while stage_processes() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not stage_processes()
+def stage_processes(root: Path) -> list[Any]:
+    return [process for process, record in guarded_processes() if record.startswith(str(root))]
+
+
+def test_a_terminated_flow_ends_its_stages_and_its_temporary_server(root: Path) -> None:
+    with flow_in_stage_a(root) as flow:
+        children = psutil.Process(flow.pid).children(recursive=True)
+        (server,) = (each for each in children if "prefect.server" in " ".join(each.cmdline()))
+        flow.send_signal(signal.SIGTERM)
+        assert flow.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not stage_processes(root)
+    assert eventually(lambda: not server.is_running(), seconds=10)
+
+
+def test_a_killed_flow_leaves_no_process_and_a_re_run_completes_its_results(
+    root: Path, reference: dict[str, Any]
+) -> None:
+    with flow_in_stage_a(root) as flow:
+        assert stage_processes(root)
+        flow.send_signal(signal.SIGKILL)
+        flow.wait()
+    assert eventually(lambda: not stage_processes(root))
     assert not find_orphans(root)
     (server,) = orphaned_servers()
     (root / "hold" / "a").unlink()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -14,16 +12,9 @@ from flows.dvc_api.processes import RECORDS, guarded_processes
 from flows.reproduce.flow import reproduce
 from flows.scheduling.slots import find_slots
 from tests.flows.conftest import RunByDvc
-from tests.flows.tiny import locked, make_workspace
+from tests.flows.tiny import eventually, locked, make_workspace
 
 KEYS = ("a", "b")
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 90) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return condition()
 
 
 def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_resumes_when_re_run(

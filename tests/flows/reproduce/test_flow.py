@@ -228,9 +228,9 @@ def test_a_terminated_flow_ends_its_stages_and_its_temporary_server(root: Path) 
         children = psutil.Process(flow.pid).children(recursive=True)
         (server,) = (each for each in children if "prefect.server" in " ".join(each.cmdline()))
         flow.send_signal(signal.SIGTERM)
-        assert flow.wait(timeout=60) == 128 + signal.SIGTERM
+        assert flow.wait(timeout=180) == 128 + signal.SIGTERM
     assert not stage_processes(root)
-    assert eventually(lambda: not server.is_running(), seconds=10)
+    assert eventually(lambda: not server.is_running())
 
 
 def test_a_killed_flow_leaves_no_process_and_a_re_run_completes_its_results(

@@ -8,7 +8,9 @@ time; without them, hours are right to a factor of about two.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from stages.core import layout
@@ -38,11 +40,12 @@ IMAGE_BYTES: Final = 170_000
 """Typical size of a resized image: OmniMedVQA's take 14 GB."""
 REPORT_BYTES: Final = 10**9
 """Most that predictions, logs, splits and the report take."""
+STATES: Final = "states to resume from"
 OUTPUT_PATHS: Final = {
     "report": layout.REPORT,
     "resized images": layout.DATA / "images",
     "models": layout.MODELS,
-    "states to resume from": layout.SCRATCH / "train",
+    STATES: layout.SCRATCH / "train",
 }
 """Purpose of disk space -> where it is used."""
 
@@ -137,10 +140,10 @@ def memory(params: Params, model: Model, images: int = ONE.most) -> dict[str, in
     }
 
 
-def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
+def disk(params: Params, profile: Profile, trainings: int) -> dict[str, int]:
     """Bytes that a run writes besides downloads, by purpose, as far as known.
 
-    `gpus`: number of trainings at a time.
+    `trainings`: at a time, one per GPU or more.
     """
     written = {"report": REPORT_BYTES}
     if profile.scale:
@@ -150,8 +153,14 @@ def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
         written["models"] = profile.model.size + len(params.checkpoints) * weights
         # three per training: the last, the one before it, and a new one before the oldest is
         # deleted
-        states = max(gpus, 1) * 3 * state_bytes(params, profile.model)
-        written["states to resume from"] = (
-            states if params.grpo.save_steps or params.grpo.save_minutes else 0
-        )
+        states = max(trainings, 1) * 3 * state_bytes(params, profile.model)
+        written[STATES] = states if params.grpo.save_steps or params.grpo.save_minutes else 0
     return written
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files in a folder; 0 if it is missing."""
+    size = 0
+    for folder, _, names in os.walk(path):
+        size += sum((Path(folder) / name).lstat().st_size for name in names)
+    return size

@@ -41,7 +41,7 @@ def check_shares(root: Path, gpus: Sequence[str], slots_per_gpu: int) -> None:
 
 def _check_disk(root: Path, trainings: int) -> None:
     """InputError if the states of so many trainings at a time do not fit on the disk."""
-    known = _known_profile(root)
+    known = known_profile(root)
     if known is None:
         return
     params, profile = known
@@ -58,7 +58,7 @@ def _check_disk(root: Path, trainings: int) -> None:
 
 def training_memory(root: Path) -> int | None:
     """Bytes of GPU memory of the largest training; None where no profile knows the model."""
-    known = _known_profile(root)
+    known = known_profile(root)
     if known is None:
         return None
     params, profile = known
@@ -68,7 +68,7 @@ def training_memory(root: Path) -> int | None:
     return max(sum(memory(each, profile.model, images).values()) for each in variants)
 
 
-def _known_profile(root: Path) -> tuple[Params, Profile] | None:
+def known_profile(root: Path) -> tuple[Params, Profile] | None:
     """The settings and the profile that is set, if it knows the model; else None."""
     path = root / layout.PARAMS
     if not path.is_file():

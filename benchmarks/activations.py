@@ -79,11 +79,11 @@ def measure(name: str, shallower: int = 1) -> dict[str, dict[str, float]]:
         context = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "autocast" else None
         bench = _Bench(policy, context or nullcontext())
         one, two = (bench.prompt_bytes(count) for count in (1, 2))
-        short, long = (bench.completion_bytes(tokens) for tokens in (LIMIT // 2, LIMIT))
+        few, many = (bench.completion_bytes(group) for group in (GROUP // 2, GROUP))
         results[precision] = {
             "prompt_mb": scale * (two - one),
-            # keys and values of the prompt are repeated for each completion
-            "token_mb": scale * (long - short) / (GROUP * LIMIT // 2),
+            # keys and values of the prompt, repeated for each completion, are among them
+            "token_mb": scale * (many - few) / (GROUP // 2 * LIMIT),
         }
     return results
 
@@ -134,12 +134,12 @@ class _Bench:
         prompts = self.prompts(count)
         return self._saved(lambda: prefill_prompts(self._policy, prompts, prompts.image_inputs))
 
-    def completion_bytes(self, tokens: int) -> int:
-        """Bytes saved by the pass over completions of so many tokens, behind a prompt's."""
+    def completion_bytes(self, group: int) -> int:
+        """Bytes saved by the pass over so many completions at the limit, behind one prompt."""
         prompts = self.prompts(1)
         with self._context:
             prompt_pass: PromptPass = prefill_prompts(self._policy, prompts, prompts.image_inputs)
-        ids = torch.full((1, GROUP, tokens), 5)
+        ids = torch.full((1, group, LIMIT), 5)
         scorer = CompletionScorer(1.0, packed=False)
         return self._saved(
             lambda: score(

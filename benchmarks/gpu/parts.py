@@ -54,7 +54,8 @@ def is_current(path: Path, device: dict[str, Any], words: Sequence[str] | None =
         return False
     made_by = read_json(path, "").get("made_by", {})
     found = made_by.get("words")
-    if not found or words not in (None, found):
+    # earlier results do not name their code
+    if "code" not in made_by or words not in (None, found):
         return False
     return bool(made_by == origin(found, device))
 

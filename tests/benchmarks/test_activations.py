@@ -21,5 +21,5 @@ def test_the_profiles_have_the_measured_activations(profile: str) -> None:
     assert model.prompt_mb == pytest.approx(result["autocast"]["prompt_mb"], rel=0.1)
     assert model.token_mb == pytest.approx(result["autocast"]["token_mb"], rel=0.1)
     # float32 residuals and norms, and a copy of its input for each linear map
-    for key in ("prompt_mb", "token_mb"):
-        assert result["autocast"][key] > 1.1 * result["bfloat16"][key]
+    for key, ratio in (("prompt_mb", 1.03), ("token_mb", 1.1)):
+        assert result["autocast"][key] > ratio * result["bfloat16"][key]

@@ -68,7 +68,7 @@ def test_a_training_that_does_not_fit_into_its_share_is_refused_with_numbers_and
     assert model is not None
     assert needed == sum(memory(load_params(root / "params.yaml"), model).values())
     assert H200 / 2 < needed < H200
-    numbers = r"about 72\.5 GiB .* 1/2 of 140\.4 GiB is 70\.2 GiB: use at most 1, or lower"
+    numbers = r"about 72\.2 GiB .* 1/2 of 140\.4 GiB is 70\.2 GiB: use at most 1, or lower"
     with pytest.raises(InputError, match=numbers):
         find_slots(root, slots_per_gpu=2)
     assert find_slots(root).names == ("0", "1")

@@ -1,23 +1,24 @@
 """Kernels and host time of a training step, part by part: what a GPU waits for.
 
-    python -m benchmarks.step_kernels [--steps 8] [--quick] [--json FILE]
+    python -m benchmarks.step_kernels [--steps 2] [--quick] [--json FILE]
 
 A step on a large GPU is bound by the host that launches its kernels, so what counts is how many
 there are and how long the host takes. Both can be measured without a GPU: a Qwen2-VL of full depth
 (28 decoder layers, 32 vision blocks) and 784 patches an image, but so narrow that a CPU computes
-next to nothing. The setting is that of the published training: 4 prompts, 4 completions, with a
-reference. The lowest number is drawn every time, so all completions are the same ten tokens, as
-answers without thoughts nearly are.
+next to nothing. The setting is that of the profile `full`: its precision, sampling and loss, 4
+prompts, 4 completions, with a reference. A large logit makes all completions the same ten tokens,
+as answers without thoughts nearly are.
 
 Each line adds one thing to the line before. Kernels: operations on tensors that are no views, in
-one optimiser step, mean over as many steps as the reference takes at once. Milliseconds: medians of
-a step from loading to updated weights, all lines in turn.
+one optimiser step, mean over as many steps as the reference takes at once. Milliseconds: from
+loading to updated weights, mean over as many steps, medians of --steps rounds with all lines in
+turn. Both by part; the constants of stages/profiles/times.py come from these.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
@@ -44,24 +45,49 @@ LINES: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
 """Name and changes against the line before. "Decoding at one width" is what a GPU captures once
 and replays as one launch; it is taken back in the next line, where nothing is left to decode.
 """
+PARTS: Final = (
+    "images",
+    "prompt pass",
+    "sampling",
+    "completions",
+    "reference",
+    "backward",
+    "optimizer",
+    "other",
+)
+"""Parts of a step. `images`: loading and processing prompts, or waiting for workers; `prompt pass`:
+the policy's pass over prompts and drafts; `sampling`: passes that sample a token, and what else a
+rollout does; `completions`: the policy's pass over them; `other`: TRL, rewards, the loss.
+"""
 
 
 def main() -> None:
-    """Measure, print a table, write the JSON."""
+    """Measure, print tables, write the JSON."""
     from stages.core.outputs import write_json
     from stages.core.provenance import collect_provenance
 
-    parser = build_parser("step_kernels", __doc__, quick="2 steps, an eighth of the depth")
-    parser.add_argument("--steps", type=int, default=AHEAD, help="steps that are timed")
+    parser = build_parser("step_kernels", __doc__, quick="2 rounds, an eighth of the depth")
+    parser.add_argument("--steps", type=int, default=2, help="rounds that are timed")
     arguments = parser.parse_args()
     silence_libraries()
     rows = measure(2, 8) if arguments.quick else measure(arguments.steps)
-    width = max(len(row["name"]) for row in rows)
-    print(f"{'':{width}}  kernels   ms a step")
-    for row in rows:
-        print(f"{row['name']:{width}}  {row['kernels']:7,.0f}  {row['ms']:10.0f}")
+    show(rows)
     if arguments.json:
         write_json(arguments.json, {"rows": rows, "provenance": collect_provenance({})})
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print kernels and milliseconds of each line, in all and by part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(Console().width, 160))
+    for key, title in (("kernels", "Kernels a step"), ("ms", "Milliseconds a step")):
+        table = Table("", "all", *PARTS, title=title)
+        for row in rows:
+            numbers = [row[key], *(row["parts"][part][key] for part in PARTS)]
+            table.add_row(row["name"], *(f"{number:,.0f}" for number in numbers))
+        console.print(table)
 
 
 def measure(steps: int, shallower: int = 1) -> list[dict[str, Any]]:
@@ -69,13 +95,8 @@ def measure(steps: int, shallower: int = 1) -> list[dict[str, Any]]:
     import torch
 
     from benchmarks.grpo_step.models import question_rows
-    from stages.grpo import engine
 
     torch.set_num_threads(1)
-    # the lowest draw picks the first token, whatever the logits are
-    vars(engine)["draws"] = lambda seed, numbers, group, tokens: torch.full(
-        (len(numbers), group, tokens), 0.0, dtype=torch.float64
-    )
     settings: dict[str, Any] = {
         "draft_nodes": 0,
         "batched": False,
@@ -85,54 +106,115 @@ def measure(steps: int, shallower: int = 1) -> list[dict[str, Any]]:
     }
     runs = []
     with tempfile.TemporaryDirectory(prefix="step-kernels-") as folder:
-        rows = question_rows(Path(folder), (2 + AHEAD + steps) * PROMPTS)
+        rows = question_rows(Path(folder), (2 + (1 + steps) * AHEAD) * PROMPTS)
         for number, (name, changes) in enumerate(LINES):
             settings = settings | changes
-            runs.append(
-                (
-                    name,
-                    dict(settings),
-                    _steps(Path(folder) / str(number), rows, settings, shallower),
-                )
-            )
-        kernels: dict[str, list[int]] = {name: [] for name, _, _ in runs}
-        seconds: dict[str, list[float]] = {name: [] for name, _, _ in runs}
-        for name, chosen, run in runs:
-            next(run)  # drafts learn what is written
-            for _ in range(chosen["reference_steps"]):
-                kernels[name].append(_count_kernels(run))
+            run = Run(Path(folder) / str(number), rows, settings, shallower)
+            runs.append((name, settings["reference_steps"], run))
+        kernels: dict[str, Counter[str]] = {}
+        seconds: dict[str, list[Counter[str]]] = {name: [] for name, _, _ in runs}
+        for name, count, run in runs:
+            run.step()  # drafts learn what is written
+            kernels[name] = sum((run.count_kernels() for _ in range(count)), Counter())
         for _ in range(steps):
-            for name, _, run in runs:
-                seconds[name].append(next(run))
-    return [
-        {"name": name, "kernels": mean(kernels[name]), "ms": 1000 * median(seconds[name])}
-        for name, _, _ in runs
-    ]
+            for name, count, run in runs:
+                timed = [run.step() for _ in range(count)]
+                seconds[name].append(
+                    Counter({part: mean(each[part] for each in timed) for part in PARTS})
+                )
+        for _, _, run in runs:
+            run.close()
+    results = []
+    for name, count, _ in runs:
+        parts = {
+            part: {
+                "kernels": kernels[name][part] / count,
+                "ms": 1000 * median(each[part] for each in seconds[name]),
+            }
+            for part in PARTS
+        }
+        total = 1000 * median(each.total() for each in seconds[name])
+        results.append(
+            {"name": name, "kernels": kernels[name].total() / count, "ms": total, "parts": parts}
+        )
+    return results
 
 
-def _count_kernels(run: Iterator[float]) -> int:
-    """Operations on tensors, views left out, of the next step of a run."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Run:
+    """A training of one line of the table, step by step."""
 
-    class Counter(TorchDispatchMode):
-        count = 0
+    def __init__(
+        self, folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any], shallower: int
+    ) -> None:
+        """`settings`: of `LINES`, all that were added so far."""
+        import torch
 
-        def __torch_dispatch__(
-            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            if not function.is_view and function.namespace == "aten":
-                self.count += 1
-            return function(*args, **(kwargs or {}))
+        from benchmarks.grpo_step.clock import Clock
 
-    with Counter() as counter:
-        next(run)
-    return counter.count
+        folder.mkdir()
+        self._clock = Clock(torch.device("cpu"))
+        self._steps = _steps(folder, rows, settings, shallower, self._clock)
+
+    def step(self) -> dict[str, float]:
+        """Take a step: seconds by part."""
+        return next(self._steps)
+
+    def count_kernels(self) -> Counter[str]:
+        """Take a step: operations on tensors by part, views left out."""
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        clock = self._clock
+        counts: Counter[str] = Counter()
+
+        class Counting(TorchDispatchMode):
+            def __torch_dispatch__(
+                self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
+                if not function.is_view and function.namespace == "aten":
+                    counts[clock.running] += 1
+                return function(*args, **(kwargs or {}))
+
+        with Counting():
+            self.step()
+        return counts
+
+    def close(self) -> None:
+        """End the training, and workers that load its images."""
+        self._steps.close()
 
 
 def _steps(
-    folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any], shallower: int
-) -> Iterator[float]:
-    """Train on questions, step by step: the seconds of each."""
+    folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any], shallower: int, clock: Any
+) -> Iterator[dict[str, float]]:
+    """Train on questions, step by step: the seconds of each by part."""
+    import torch
+
+    from benchmarks.grpo_step.trainers import prepared_for, repeating
+
+    trainer = _build_trainer(folder, rows, settings, shallower, clock)
+    batches: Any = iter(trainer.get_train_dataloader())
+    token = trainer.processing_class.tokenizer.convert_tokens_to_ids("A")
+    with prepared_for(trainer), repeating(trainer.model, token):
+        try:
+            while True:
+                torch.utils.deterministic.fill_uninitialized_memory = settings["fill"]  # type: ignore[attr-defined]
+                clock.reset()
+                with clock.part("images"):
+                    (batch,), _ = trainer.get_batch_samples(batches, 1, torch.device("cpu"))
+                trainer.training_step(trainer.model, batch, None)
+                with clock.part("optimizer"):
+                    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+                    trainer.optimizer.step()
+                    trainer.optimizer.zero_grad(set_to_none=True)
+                yield clock.parts()
+        finally:
+            batches.close()
+
+
+def _build_trainer(
+    folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any], shallower: int, clock: Any
+) -> Any:
+    """A trainer in the setting of `full`, at its depth and tiny widths, whose parts are timed."""
     import torch
 
     from benchmarks.grpo_step.clock import Clock
@@ -143,7 +225,7 @@ def _steps(
         build_processor,
         reward,
     )
-    from stages.core.params import load_params
+    from benchmarks.grpo_step.setting import profile_params
     from stages.grpo.data.dataset import train_dataset
     from stages.grpo.trainer import build_trainer, deterministic
     from stages.policy.loading import load_policy
@@ -157,7 +239,6 @@ def _steps(
         narrow.vision | {"depth": full.vision["depth"] // shallower},
         std=narrow.std,
     )
-    folder.mkdir()
     build_policy(shape, torch.device("cpu"), seed=0).save_pretrained(folder / "policy")
     policy = load_policy(folder / "policy", dtype="float32", attention="eager")
     policy.set_attn_implementation("sdpa")
@@ -170,23 +251,20 @@ def _steps(
         "num_generations": GROUP,
         "prompts_per_device": PROMPTS,
         "max_completion_length": TOKENS,
-        "reuse_prompt_pass": True,
-        "save_steps": 0,
-        "max_steps": -1,
-        "num_train_epochs": 1.0,
-        "learning_rate": 1e-12,
+        "save_minutes": None,
     }
-    grpo = load_params().grpo.model_copy(update=changes)
+    grpo = profile_params("full").grpo.model_copy(update=changes)
     deterministic(grpo.seed)
     trainer: Any = build_trainer(
         policy,
-        build_processor(Clock(torch.device("cpu"))),
+        build_processor(Clock(torch.device("cpu"))),  # its time is that of images
         train_dataset(rows, "no-think"),
         grpo,
         "no-think",
         scratch=folder / "state",
         run_name="step",
     )
+    trainer.args.dataloader_persistent_workers = False
     trainer.reward_funcs = [reward]
     trainer.reward_func_names = ["cheap"]
     trainer.reward_weights = torch.ones(1)
@@ -194,16 +272,22 @@ def _steps(
     trainer.create_optimizer_and_scheduler(1000)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
-    batches = iter(trainer.get_train_dataloader())
-    while True:
-        torch.utils.deterministic.fill_uninitialized_memory = settings["fill"]  # type: ignore[attr-defined]
-        start = time.perf_counter()
-        (batch,), _ = trainer.get_batch_samples(batches, 1, torch.device("cpu"))
-        trainer.training_step(trainer.model, batch, None)
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
-        yield time.perf_counter() - start
+    _time_parts(trainer, clock)
+    return trainer
+
+
+def _time_parts(trainer: Any, clock: Any) -> None:
+    """Let the clock count the time of a trainer's methods as parts."""
+    score = trainer._get_per_token_logps_and_entropies
+
+    def timed_score(model: Any, *arguments: Any, **more: Any) -> Any:
+        with clock.part("reference" if model is trainer.ref_model else "completions"):
+            return score(model, *arguments, **more)
+
+    trainer._get_per_token_logps_and_entropies = timed_score
+    trainer._prefill = clock.timed("prompt pass", trainer._prefill)
+    trainer._generate_single_turn = clock.timed("sampling", trainer._generate_single_turn)
+    trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
 
 
 if __name__ == "__main__":

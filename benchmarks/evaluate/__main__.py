@@ -38,6 +38,14 @@ _QUICK: Final = 16
 _IMAGES: Final = 64
 _SHORT: Final = 10
 """Tokens of a no-think answer."""
+_QUESTIONS: Final = 256
+"""With --model, on a CPU."""
+GPU_QUESTIONS: Final = 1104
+"""With --model, on a GPU: two windows of some 552 rows, each of a batch of 512 and a small one, as
+in the published test sets (`stages.generation.windows`: 512 to 1,024 rows).
+"""
+_PUBLISHED: Final = 256
+"""Questions that the published loop answers: its batches of 64 are all alike."""
 
 
 def main() -> None:
@@ -167,6 +175,12 @@ def _setting(arguments: argparse.Namespace) -> dict[str, Any] | None:
     return setting
 
 
+def _default_questions() -> int:
+    import torch
+
+    return GPU_QUESTIONS if torch.cuda.is_available() else _QUESTIONS
+
+
 def _style(arguments: argparse.Namespace) -> Any:
     return "no-think" if arguments.completions <= 2 * _SHORT else "think"
 
@@ -187,8 +201,10 @@ def _cases(arguments: argparse.Namespace) -> list[Any]:
             }
         answer = None if arguments.model == EMBEDDED else arguments.completions
         style = _style(arguments)
+        questions = arguments.questions or _default_questions()
+        options["published_questions"] = _PUBLISHED
         return [
-            Case(arguments.model, -(-arguments.questions // each), each, answer, style, **options)
+            Case(arguments.model, -(-questions // each), each, answer, style, **options)
             for each in arguments.questions_per_image
         ]
     # as many images in all, however many belong to a question
@@ -214,7 +230,10 @@ def _arguments() -> argparse.Namespace:
         help="tokens per answer of a random model (default: %(default)s)",
     )
     parser.add_argument(
-        "--questions", type=int, default=256, help="with --model (default: %(default)s)"
+        "--questions",
+        type=int,
+        help=f"with --model (default: {_QUESTIONS}, on a GPU {GPU_QUESTIONS}); the published loop"
+        f" answers at most {_PUBLISHED} of them",
     )
     parser.add_argument(
         "--questions-per-image",

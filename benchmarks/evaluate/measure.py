@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.evaluate.published import MAX_NEW_TOKENS, answer_as_published
 from benchmarks.grpo_step.clock import Clock
+from benchmarks.grpo_step.g_copies import baseline_batches_images, tower_attention
 from benchmarks.grpo_step.models import BASE, SHAPES, SIDE, build_policy, build_processor
 from stages.core.cores import available_cores
 from stages.core.params import Towers
@@ -46,7 +47,8 @@ class Case:
     """A benchmark case; `answer`: tokens per answer, None lets the model end its answers.
 
     With several `images_per_question`, `images` counts the sequences of so many that differ.
-    `dtype`: None for bfloat16 on a GPU and float32 on a CPU; `threads`: None for torch's default.
+    `dtype`: None for bfloat16 on a GPU and float32 on a CPU; `threads`: None for torch's default;
+    `published_questions`: that the published loop answers, None for all.
     """
 
     model: str
@@ -59,6 +61,7 @@ class Case:
     threads: int | None = None
     batch_size: int | Literal["auto"] = "auto"
     images_per_question: int = 1
+    published_questions: int | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -96,7 +99,7 @@ def set_up(case: Case, folder: Path) -> Bench:
     questions = make_questions(folder, case)
     untouched = copy.deepcopy(policy)
     batch_images(policy)
-    batch_images(untouched, False)
+    batch_images(untouched, baseline_batches_images(untouched))
     if case.answer is not None:
         # all answers of random weights get the same length
         policy.generation_config.eos_token_id = untouched.generation_config.eos_token_id = []
@@ -181,12 +184,13 @@ def compare(
     def answer_ours(some: Sequence[Question]) -> dict[Key, tuple[int, ...]]:
         return answer(bench, some, max_new_tokens=case.max_new_tokens)
 
+    asked = questions[: case.published_questions]
     warm_up = questions[: case.questions_per_image]
     answer_ours(warm_up)
     answer_published(warm_up)
     seconds: dict[str, list[float]] = {"published": [], "ours": []}
     for repeat in range(repeats):
-        elapsed, published = timed(bench, lambda: answer_published(questions))
+        elapsed, published = timed(bench, lambda: answer_published(asked))
         seconds["published"].append(elapsed)
         elapsed, ours = timed(bench, lambda: answer_ours(questions))
         seconds["ours"].append(elapsed)
@@ -201,14 +205,20 @@ def compare(
         for at, ids in enumerate(published)
         if tuple(ids) != ours[at, REAL]
     ]
+    rates = {
+        "published": len(asked) / medians["published"],
+        "ours": len(questions) / medians["ours"],
+    }
     return {
         **asdict(replace(case, attention=str(case.attention))),
         "questions": len(questions),
+        "published_questions": len(asked),
+        "baselines_tower": tower_attention(bench.untouched),
         "tokens": {"median": median(lengths), "longest": max(lengths)},
         "seconds": medians,
-        "questions_per_second": {name: len(questions) / each for name, each in medians.items()},
-        "speedup": medians["published"] / medians["ours"],
-        "same_answers": 1 - len(differing) / len(questions),
+        "questions_per_second": rates,
+        "speedup": rates["ours"] / rates["published"],
+        "same_answers": 1 - len(differing) / len(asked),
         "differing": differing,
     }
 

@@ -11,18 +11,18 @@ evaluation is that of benchmarks.evaluate; the learning run trains and tests all
 embedded sample with the real stages.
 
 Each part runs in its own process and writes a JSON file to FOLDER (benchmarks/gpu). A file of the
-same command, device and libraries is reused, so an interrupted run resumes. A call ends after
---minutes: re-run it until nothing is missing. gpu.json and gpu.md, built from all files, are
-written beside FOLDER; estimates of `med-r1 profile` use gpu.json. On a machine without a GPU:
---models tiny, a small model in the setting of `full`.
+same command, device, libraries, code and settings is reused, so an interrupted run resumes. A call
+ends after --minutes: re-run it until it prints "nothing is missing". gpu.json and gpu.md, built
+from all files, are written beside FOLDER; estimates of `med-r1 profile` use gpu.json. On a machine
+without a GPU: --models tiny, a small model in the setting of `full`.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -30,14 +30,16 @@ from typing import Any, Final
 from benchmarks.gpu.comparison import predictions
 from benchmarks.gpu.matrix import STYLES, hours, pass_seconds
 from benchmarks.gpu.page import page
+from benchmarks.gpu.parts import exit_on_signals, is_current, origin, run_part
 from stages.core.outputs import atomic_file, read_json, write_json
 from stages.core.provenance import collect_provenance
 
-REPOSITORY: Final = Path(__file__).parents[2]
 PARTS: Final = ("steps", "evaluation", "learning")
 PROFILE_OF: Final = {"qwen2.5-vl-3b": "full-3b"}
 """Model -> profile whose setting it is measured in; `full` for all others."""
 PROFILES: Final = ("full", "full-3b")
+_WHOLE: Final = 0.9
+"""Share of the minutes of a call from which on a part had all of them."""
 
 
 def main() -> int:
@@ -46,38 +48,17 @@ def main() -> int:
     A failed part does not stop the others.
     """
     arguments = _arguments()
-    deadline = time.monotonic() + 60 * arguments.minutes
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     current = device()
-    failed: list[str] = []
-    missing: list[str] = []
-    for name, words in commands(arguments):
-        made_by = {"words": words, "device": current}
-        path = out / f"{name}.json"
-        if path.exists() and read_json(path, "").get("made_by") == made_by:
-            continue
-        path.unlink(missing_ok=True)  # of another command or device
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            missing.append(name)
-            continue
-        part = path.with_suffix(".part")
-        command = [sys.executable, "-m", *words, "--json", str(part)]
-        print(f"== {name}: {' '.join(command[1:])}", file=sys.stderr, flush=True)
-        try:
-            if subprocess.run(command, cwd=REPOSITORY, timeout=remaining).returncode:
-                failed.append(name)
-            else:
-                write_json(path, {"made_by": made_by, "measured": read_json(part, "")})
-        except subprocess.TimeoutExpired:
-            missing.append(name)
-        part.unlink(missing_ok=True)
+    with exit_on_signals():
+        failed, missing, more_minutes = measure(commands(arguments), current, arguments)
     result = {
         "device": current,
         **collect(out, current),
         "failed": failed,
         "missing": missing,
+        "more_minutes": more_minutes,
         "provenance": collect_provenance({}),
     }
     write_json(out.with_suffix(".json"), result)
@@ -92,7 +73,55 @@ def main() -> int:
             " Re-run the same command",
             file=sys.stderr,
         )
+    for name, minutes in more_minutes.items():
+        print(
+            f"{name} alone takes more than {arguments.minutes:g} minutes: pass --minutes"
+            f" {minutes:g}",
+            file=sys.stderr,
+        )
+    if not failed and not missing:
+        print("nothing is missing", file=sys.stderr)
     return 1 if failed or missing else 0
+
+
+def measure(
+    parts: Sequence[tuple[str, list[str]]], current: dict[str, Any], arguments: argparse.Namespace
+) -> tuple[list[str], list[str], dict[str, float]]:
+    """Run the parts that have no result on the device `current`, until the minutes are over.
+
+    Returns the names of those that failed, of those still to measure, and for those that had the
+    whole time and did not end the minutes to try.
+    """
+    deadline = time.monotonic() + 60 * arguments.minutes
+    failed: list[str] = []
+    missing: list[str] = []
+    more_minutes: dict[str, float] = {}
+    for name, words in parts:
+        path = arguments.out / f"{name}.json"
+        if is_current(path, current, words):
+            continue
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            missing.append(name)
+            continue
+        path.unlink(missing_ok=True)  # of another command, device, code or setting
+        part = path.with_suffix(".part")
+        command = [sys.executable, "-m", *words, "--json", str(part)]
+        print(f"== {name}: {' '.join(command[1:])}", file=sys.stderr, flush=True)
+        try:
+            code = run_part(command, remaining)
+            if code is None:
+                missing.append(name)
+                if remaining > _WHOLE * 60 * arguments.minutes:
+                    more_minutes[name] = 2 * arguments.minutes
+            elif code:
+                failed.append(name)
+            else:
+                made_by = origin(words, current)
+                write_json(path, {"made_by": made_by, "measured": read_json(part, "")})
+        finally:
+            part.unlink(missing_ok=True)
+    return failed, missing, more_minutes
 
 
 def commands(arguments: argparse.Namespace) -> list[tuple[str, list[str]]]:
@@ -107,8 +136,10 @@ def commands(arguments: argparse.Namespace) -> list[tuple[str, list[str]]]:
             parts.append((f"steps-{model}-{style}", words))
         if "evaluation" in arguments.parts:
             # nearly all of the published test questions have an image of their own
-            words = ["benchmarks.evaluate", *shared, "--questions", str(arguments.questions)]
-            words += ["--questions-per-image", "1", "--repeats", str(arguments.repeats)]
+            words = ["benchmarks.evaluate", *shared, "--questions-per-image", "1"]
+            words += ["--repeats", str(arguments.repeats)]
+            if arguments.questions:
+                words += ["--questions", str(arguments.questions)]
             parts.append((f"evaluation-{model}-{style}", words))
     if "learning" in arguments.parts:
         base = ["--base", arguments.base] if arguments.base else []
@@ -118,16 +149,21 @@ def commands(arguments: argparse.Namespace) -> list[tuple[str, list[str]]]:
 
 
 def collect(folder: Path, current: dict[str, Any]) -> dict[str, Any]:
-    """All measurements on the device `current` by part, and what follows from them."""
+    """All measurements on the device `current` by part, and what follows from them.
+
+    `outdated`: names of those by other code or settings than today's, which are left out.
+    """
     from benchmarks.grpo_step.setting import profile_params
 
-    result: dict[str, Any] = {"steps": {}, "evaluation": {}, "learning": None}
+    result: dict[str, Any] = {"steps": {}, "evaluation": {}, "learning": None, "outdated": []}
     for path in sorted(folder.glob("*.json")):
         part, _, rest = path.stem.partition("-")
         content = read_json(path, "")
         if content.get("made_by", {}).get("device") != current:
             continue
-        if part == "learning":
+        if not is_current(path, current):
+            result["outdated"].append(path.stem)
+        elif part == "learning":
             result["learning"] = content["measured"]
         elif part in result:
             result[part][rest] = content["measured"]
@@ -192,7 +228,9 @@ def _arguments() -> argparse.Namespace:
         help="steps and evaluations per implementation (default: %(default)s)",
     )
     parser.add_argument(
-        "--questions", type=int, default=256, help="questions per evaluation (default: %(default)s)"
+        "--questions",
+        type=int,
+        help="questions per evaluation (default: as benchmarks.evaluate)",
     )
     parser.add_argument(
         "--base", help="folder with the base of the learning run (default: the embedded one)"

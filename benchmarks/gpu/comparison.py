@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.evaluate.__main__ import GPU_QUESTIONS
 from benchmarks.gpu.matrix import STYLES
 from benchmarks.grpo_step.setting import REPOSITORY
 from stages.core.params import Params
@@ -13,6 +14,7 @@ from stages.profiles.schema import load_profile
 from stages.profiles.times import (
     PEAKS,
     answer_parts,
+    decode_loops,
     known_gpu,
     prompts_per_step,
     step_parts,
@@ -36,7 +38,7 @@ def predictions(gpu: str, profiles: Mapping[str, Params]) -> dict[str, dict[str,
             prompt = params.prompt.model_copy(update={"style": style})
             styled = params.model_copy(update={"prompt": prompt})
             parts = step_parts(styled, model, peak)
-            answers = answer_parts(styled, model, peak)
+            answers = answer_parts(styled, model, peak, together=_answered_together(styled))
             answers.pop("long answers")  # the benchmark's answers are all of typical length
             result[f"{name}-{style}"] = {
                 "gpu": known_gpu(gpu),
@@ -48,3 +50,8 @@ def predictions(gpu: str, profiles: Mapping[str, Params]) -> dict[str, dict[str,
                 "memory_bytes": sum(memory(styled, model).values()),
             }
     return result
+
+
+def _answered_together(params: Params) -> float:
+    """Answers per decoding loop in the evaluation benchmark on a GPU."""
+    return GPU_QUESTIONS / decode_loops(params, GPU_QUESTIONS, GPU_QUESTIONS)

@@ -29,8 +29,9 @@ from stages.core import layout
 from stages.core.code_version import PIPELINE
 from stages.core.cores import available_cores
 from stages.core.outputs import write_json
-from stages.core.params import shipped_taxonomy
-from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
+from stages.core.params import load_params, parse_settings
+from stages.core.yaml_files import dump_yaml, load_yaml
+from stages.profiles.splice import reset
 
 _CORES_PER_PROCESS: Final = 4
 
@@ -70,7 +71,7 @@ def learn(
                 future.result()
 
     stage("download")
-    parallel("resize", shipped_taxonomy().axes["modality"])
+    parallel("resize", load_params(folder / layout.PARAMS).taxonomy.axes["modality"])
     stage("splits")
     stage("prior")
     stage("base")
@@ -95,8 +96,13 @@ def learn(
 
 
 def prepare(folder: Path, base: Path, changes: Sequence[str]) -> list[str]:
-    """Write the sample corpus and params.yaml with base and overrides; the checkpoints' names."""
-    params = read_yaml(REPOSITORY / layout.PARAMS)
+    """Write the sample corpus and its settings with base and overrides; the checkpoints' names.
+
+    The settings are those of the sample, whatever profile is set in params.yaml.
+    """
+    path = REPOSITORY / layout.PARAMS
+    sample, _ = reset(path.read_text(encoding="utf-8"), path)
+    params = parse_settings(sample, path)
     params["base"]["source"] = str(base.resolve())
     for change in changes:
         key, _, value = change.partition("=")

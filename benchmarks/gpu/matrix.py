@@ -42,19 +42,23 @@ def hours(
     return result
 
 
-def pass_seconds(steps: Mapping[str, Any]) -> dict[str, float]:
-    """Profile -> seconds of a pass that samples one token of each completion.
+def pass_seconds(steps: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Model -> profile -> seconds of a pass that samples one token of each completion.
 
     From rollouts of both styles without drafts: what each further token takes.
     """
-    rollouts: dict[str, dict[int, float]] = {}
+    rollouts: dict[tuple[str, str], dict[int, float]] = {}
     for measured in steps.values():
         row = measured["rows"][0]
+        if "shared" not in row["seconds"]:  # it did not fit
+            continue
         passes = row["seconds"]["shared"]["rollout"] / measured["passes"]
-        rollouts.setdefault(measured["profile"], {})[row["completion_tokens"]] = passes
-    result = {}
-    for profile, seconds in rollouts.items():
+        key = (row["model"], measured["profile"])
+        rollouts.setdefault(key, {})[row["completion_tokens"]] = passes
+    result: dict[str, dict[str, float]] = {}
+    for (model, profile), seconds in rollouts.items():
         short, long = min(seconds), max(seconds)
         if short < long:
-            result[profile] = (seconds[long] - seconds[short]) / (long - short)
+            by_profile = result.setdefault(model, {})
+            by_profile[profile] = (seconds[long] - seconds[short]) / (long - short)
     return result

@@ -11,6 +11,7 @@ from benchmarks.gpu.matrix import STYLES
 from benchmarks.grpo_step.setting import MODEL_OF
 
 WAYS: Final = {
+    "training": "ours, as the profile trains",
     "drafted": "ours, all drafted",
     "shared": "ours, none drafted",
     "trl": "TRL",
@@ -18,6 +19,7 @@ WAYS: Final = {
 }
 _GIB: Final = 2**30
 _UNKNOWN: Final = "-"
+_DOES_NOT_FIT: Final = "does not fit"
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -55,7 +57,13 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"**{name} failed and is missing below.**"
     for name in result["missing"]:
         yield ""
-        yield f"**{name} is not measured yet: re-run the command.**"
+        minutes = result["more_minutes"].get(name)
+        more = f" with --minutes {minutes:g}" if minutes else ""
+        yield f"**{name} is not measured yet: re-run the command{more}.**"
+    for name in result["outdated"]:
+        if name not in (*result["missing"], *result["failed"]):
+            yield ""
+            yield f"**{name} was measured by other code or settings and is left out.**"
 
 
 def _setting(steps: Mapping[str, Any]) -> Iterator[str]:
@@ -100,6 +108,31 @@ def _setting(steps: Mapping[str, Any]) -> Iterator[str]:
         ' weights. All completions have the same number of tokens; with "all drafted" each of them'
         " ends in the trie, as nearly all do in a training without thoughts."
     )
+    yield ""
+    yield from _paragraph(
+        f'"{WAYS["training"]}": consecutive steps of a training with all settings of the profile,'
+        " its workers, drafts and the reference ahead; hours and estimates rest on it. All others"
+        " are single steps, with nothing done ahead. "
+        + " ".join(_training(name, each) for name, each in steps.items())
+    )
+    yield ""
+    towers = sorted({measured["baselines_tower"] for measured in steps.values()})
+    yield from _paragraph(
+        f"The vision tower of TRL and G copies attends by {' and '.join(towers)}; the language"
+        " model by sdpa. Med-R1 ran flash-attention-2 in both."
+    )
+
+
+def _training(name: str, measured: Mapping[str, Any]) -> str:
+    """What was timed of a training."""
+    training = measured["rows"][0]["training"]
+    if training is None:
+        return f"{name}: {_DOES_NOT_FIT}."
+    drafted = f"{training['drafted']:.0%} drafted" if "drafted" in training else "no drafts"
+    return (
+        f"{name}: {training['steps']} steps, {drafted}, the reference for"
+        f" {training['reference_steps']}, {training['loader_workers']} workers."
+    )
 
 
 def _precision(name: str) -> str:
@@ -127,7 +160,9 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
         for row in measured["rows"]:
             ways = [way for way in WAYS if way in row["ms_per_prompt"]]
             rates += [_rates(name, measured, row, way) for way in ways]
-            differences.append([name, f"{row['max_logp_diff']:.2g}", f"{row['grad_rel_diff']:.2g}"])
+            rates += [_missing(name, way) for way in row["does_not_fit"]]
+            keys = ("max_logp_diff", "grad_rel_diff")
+            differences.append([name, *(_difference(row[key]) for key in keys)])
     yield from _table(header, rates)
     yield ""
     yield "Shared prefix against G copies, same completions (bfloat16 rounds to 4e-3 of a number):"
@@ -142,9 +177,21 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def _missing(name: str, way: str) -> list[str]:
+    """The row of what needs more memory than the GPU has."""
+    return [name, WAYS[way], _DOES_NOT_FIT, *[_UNKNOWN] * 6]
+
+
+def _difference(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.2g}"
+
+
 def _rates(name: str, measured: Mapping[str, Any], row: Mapping[str, Any], way: str) -> list[str]:
     ms = row["ms_per_prompt"]
     flops = row["flops_per_step"]
+    ratios = [_UNKNOWN, _UNKNOWN]
+    if "g_copies" in ms:
+        ratios = [f"{each['g_copies'] / each[way]:.2f}" for each in (ms, flops)]
     return [
         name,
         WAYS[way],
@@ -153,8 +200,7 @@ def _rates(name: str, measured: Mapping[str, Any], row: Mapping[str, Any], way: 
         f"{row['completion_tokens_per_second'][way]:,.0f}",
         f"{row['mfu'][way]:.0%}",
         f"{row['peak_memory_bytes'][way]['total'] / _GIB:.1f}",
-        f"{ms['g_copies'] / ms[way]:.2f}",
-        f"{flops['g_copies'] / flops[way]:.2f}",
+        *ratios,
     ]
 
 
@@ -166,7 +212,7 @@ def _kernels(steps: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for name, measured in steps.items():
         row = measured["rows"][0]
-        for way in (each for each in WAYS if each in row["seconds"]):
+        for way in (each for each in WAYS if each in row["kernels"]):
             seconds = row["seconds"][way]["step"]
             rows.append([name, WAYS[way], *kernel_columns(row["kernels"][way], seconds)])
     if all(row[2] == _UNKNOWN for row in rows):
@@ -185,7 +231,10 @@ def _kernels(steps: Mapping[str, Any]) -> Iterator[str]:
         rows,
     )
     yield ""
-    yield "Kernels by torch.profiler in a step of their own; shares of the step without profiler."
+    yield from _paragraph(
+        "Kernels by torch.profiler in steps of their own; shares of the step without profiler. With"
+        " thoughts only ours is traced."
+    )
 
 
 def kernel_columns(kernels: Mapping[str, float] | None, seconds: float) -> list[str]:
@@ -226,6 +275,12 @@ def _evaluation(result: Mapping[str, Any]) -> Iterator[str]:
         ],
         rows,
     )
+    yield ""
+    towers = {measured["rows"][0]["baselines_tower"] for measured in result["evaluation"].values()}
+    yield from _paragraph(
+        f"The vision tower of the published loop attends by {' and '.join(sorted(towers))}; Med-R1"
+        " ran flash-attention-2."
+    )
 
 
 def _matrix(result: Mapping[str, Any]) -> Iterator[str]:
@@ -235,7 +290,7 @@ def _matrix(result: Mapping[str, Any]) -> Iterator[str]:
     columns = [*WAYS, "evaluation"]
     rows = []
     for name, hours in result["matrix_hours"].items():
-        ours = hours.get("drafted", hours.get("shared"))
+        ours = hours.get("training")
         both = None
         if ours is not None and "evaluation" in hours:
             both = ours + hours["evaluation"]
@@ -266,6 +321,12 @@ def _predictions(result: Mapping[str, Any]) -> Iterator[str]:
         yield "Estimates of `med-r1 profile`, without the rates measured here."
     yield ""
     yield from _table(["model and style", "on a", "quantity", "estimated", "measured"], rows)
+    yield ""
+    yield from _paragraph(
+        "Memory is measured in a step whose completions all run to `grpo.max_completion_length`,"
+        " none of them foreseen: the peak of torch's allocator, and what the GPU holds besides"
+        " (CUDA, its libraries; other processes, if there are any)."
+    )
 
 
 def _compared(
@@ -277,18 +338,19 @@ def _compared(
     measured: dict[str, float | None] = dict.fromkeys(("step", "pass", "question", "memory"))
     if steps:
         row = steps["rows"][0]
-        way = "drafted" if "drafted" in row["seconds"] else "shared"
-        measured["step"] = 1000 * row["seconds"][way]["step"]
-        measured["memory"] = row["peak_memory_bytes"][way]["total"] / _GIB
-        seconds = result["pass_seconds"].get(profile)
+        if training := row["seconds"].get("training"):
+            measured["step"] = 1000 * training["step"]
+        if peak := row["memory_at_limit"]:
+            measured["memory"] = (peak["total"] + peak["outside"]) / _GIB
+        seconds = result["pass_seconds"].get(row["model"], {}).get(profile)
         measured["pass"] = None if seconds is None else 1000 * seconds
     if evaluation:
         measured["question"] = 1000 / evaluation["questions_per_second"]
     quantities = (
-        ("step", "ms a step", predicted["step_ms"]),
+        ("step", "ms a step of a training", predicted["step_ms"]),
         ("pass", "ms a pass that samples a token", predicted["pass_ms"]),
         ("question", "ms a question", predicted["ms_per_question"]),
-        ("memory", "GiB of a training", predicted["memory_bytes"] / _GIB),
+        ("memory", "GiB of a training, completions at the limit", predicted["memory_bytes"] / _GIB),
     )
     return [
         [name, predicted["gpu"], what, f"{estimate:.1f}", _number(measured[key]) or _UNKNOWN]

@@ -50,11 +50,21 @@ class Clock:
         self.seconds: dict[str, float] = defaultdict(float)
         self._since = self._now()
 
+    @property
+    def running(self) -> str:
+        """The part whose time is counted now."""
+        return self._running[-1]
+
     def stop(self) -> dict[str, float]:
         """Seconds of each part since the last reset (0 if it did not run), and of `step`."""
         self._charge()
         seconds = {part: self.seconds[part] for part in PARTS}
         return {"step": sum(seconds.values())} | seconds
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of the parts that ran since the last reset; 0 for any other name."""
+        self._charge()
+        return defaultdict(float, self.seconds)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -131,6 +141,17 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._done.wait(0.01):
             self.total = max(self.total, resident())
+
+
+def bytes_outside_allocator(device: torch.device) -> int:
+    """Bytes in use on a GPU that torch has not reserved: CUDA, its libraries, other processes.
+
+    0 on a CPU, where the process's resident memory has all.
+    """
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free - torch.cuda.memory_reserved(device))
 
 
 def resident() -> int:

@@ -15,7 +15,10 @@ from transformers import PretrainedConfig
 
 from stages.core.distributed.matrix_product import measure_rate
 
-Way = Literal["g_copies", "trl", "shared", "drafted"]
+Way = Literal["g_copies", "trl", "shared", "drafted", "training"]
+"""Single steps as Med-R1 computes them, by TRL, by ours without and with drafts; and a step of ours
+among those of a training, with what is done ahead.
+"""
 
 PEAKS: Final = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, "B200": 2250e12}
 """Substring of a GPU's name -> dense bfloat16 FLOP/s in its data sheet."""

@@ -26,7 +26,8 @@ from benchmarks.grpo_step.clock import Clock
 from benchmarks.grpo_step.models import reward
 from benchmarks.grpo_step.setting import BETA
 from stages.grpo.batch import images_of
-from stages.policy.vision_attention import batch_images
+from stages.policy.prompt_batch import backbone
+from stages.policy.vision_attention import batch_images, batches_images
 
 
 def embed_patches_by_convolution(policy: Any) -> None:
@@ -35,6 +36,23 @@ def embed_patches_by_convolution(policy: Any) -> None:
     Our engine replaces it by a matrix product (stages/policy/vision_features.py).
     """
     vars(policy.model.visual.patch_embed.proj).pop("forward", None)
+
+
+def baseline_batches_images(policy: Any) -> bool:
+    """Whether the towers of the baselines attend to all images of one size in one call.
+
+    On a GPU: Med-R1 ran flash-attn, which takes all images in one call and asks the device for no
+    lengths, and transformers' sdpa would wait for the GPU in every block. The bits forward are the
+    same. A tower with flash-attn, where it is installed, is not changed.
+    """
+    return bool(policy.device.type == "cuda")
+
+
+def tower_attention(policy: Any) -> str:
+    """Name of the attention that the tower of a policy has now."""
+    if batches_images(policy):
+        return "sdpa, images of one size together"
+    return str(backbone(policy).visual.config._attn_implementation)
 
 
 @dataclass(frozen=True)
@@ -77,7 +95,7 @@ class GCopies:
         """Set how the vision towers of policy and reference compute, which other steps share."""
         for policy in (self.policy, self.reference):
             embed_patches_by_convolution(policy)
-            batch_images(policy, False)
+            batch_images(policy, baseline_batches_images(policy))
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
         """Sample, score and accumulate gradients of a step; examples as of `train_dataset`."""

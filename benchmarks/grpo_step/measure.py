@@ -6,27 +6,28 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks.gpu.matrix import TRAIN_PROMPTS
-from benchmarks.grpo_step.clock import PARTS, Clock, PeakMemory
-from benchmarks.grpo_step.equivalence import compare
-from benchmarks.grpo_step.flops import Way, costs, peak_rate, per_prompt
-from benchmarks.grpo_step.g_copies import GCopies
+from benchmarks.grpo_step.clock import Clock
+from benchmarks.grpo_step.fitting import attempt
+from benchmarks.grpo_step.flops import Way, peak_rate
+from benchmarks.grpo_step.g_copies import GCopies, tower_attention
 from benchmarks.grpo_step.models import SHAPES, build_policy, build_processor, question_rows
+from benchmarks.grpo_step.row import measure_row
 from benchmarks.grpo_step.setting import Setting, default_setting
-from benchmarks.grpo_step.trace import trace
 from benchmarks.grpo_step.trainers import TrainerStep, settings, suppressed
 from stages.corpus.dataset.image_store import open_image
 from stages.grpo.data.dataset import train_dataset
 from stages.prompts.styles import Style
+
+Result = TypeVar("Result")
 
 WAYS: Final[tuple[Way, ...]] = ("g_copies", "trl", "shared")
 LEARNING_RATE: Final = 1e-6
@@ -56,8 +57,13 @@ class Plan:
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """Implementations in the order of measurement."""
+        """Implementations of a single step, in the order of measurement."""
         return (*WAYS, "drafted") if self.drafted else WAYS
+
+    @property
+    def traced(self) -> tuple[Way, ...]:
+        """Those of which kernels are counted: with thoughts, which take minutes, ours alone."""
+        return self.ways if self.style == "no-think" else ("shared",)
 
     def cells(self) -> list[tuple[int, int]]:
         """(G, C) in the order of measurement."""
@@ -93,12 +99,19 @@ class Bench:
     def ask_about(self, images: int) -> None:
         """Let all questions have so many images from now on."""
         self.images = images
-        rows = question_rows(self.folder, self.plan.prompts, images)
+        self._rows: list[dict[str, Any]] = []
+        rows = self.question_rows(self.plan.prompts)
         self.dataset = train_dataset(rows, self.plan.style)
         self.examples = [self.dataset[index] for index in range(self.plan.prompts)]
 
-    def steps(self, group: int, completion: int) -> dict[Way, GCopies | TrainerStep]:
-        """The implementations of the plan, in order."""
+    def question_rows(self, count: int) -> list[dict[str, Any]]:
+        """So many questions, each with images of its own; the first ones are always the same."""
+        if len(self._rows) < count:
+            self._rows = question_rows(self.folder, count, self.images)
+        return self._rows[:count]
+
+    def steps(self, group: int, completion: int) -> dict[Way, GCopies | TrainerStep | None]:
+        """The implementations of the plan, in order; None for TRL if no number of prompts fits."""
         grpo = self.setting.grpo
         tokenizer = self.processor.tokenizer
         generation = GenerationConfig(
@@ -138,7 +151,7 @@ class Bench:
             lambda prompts: trainer_step(prompts, engine="trl", reuse_prompt_pass=False)
         )
         own_pass = self.plan.prompts // self.plan.passes
-        steps: dict[Way, GCopies | TrainerStep] = {
+        steps: dict[Way, GCopies | TrainerStep | None] = {
             "g_copies": copies,
             "trl": trl,
             "shared": trainer_step(own_pass, **self.plan.ours),
@@ -148,23 +161,33 @@ class Bench:
             steps["drafted"] = trainer_step(own_pass, **drafts | self.plan.ours)
         return steps
 
-    def fastest(self, step_of: Callable[[int], TrainerStep]) -> TrainerStep:
+    def fastest(self, step_of: Callable[[int], TrainerStep]) -> TrainerStep | None:
         """The step with the number of prompts a pass that takes least time for a prompt.
 
-        Numbers that divide the prompts of a step are tried, each on one pass after a warm-up.
+        Numbers that divide the prompts of a step are tried, each on one pass after a warm-up. One
+        that does not fit into the GPU's memory is no candidate, nor are larger ones; None if none
+        fits.
         """
         divisors = [
             each for each in range(1, self.plan.prompts + 1) if not self.plan.prompts % each
         ]
-        seconds = {}
+        seconds: dict[int, float] = {}
         for prompts in divisors:
-            step = step_of(prompts)
-            for _ in range(2):
-                self.clock.reset()
-                step.backward(self.examples[:prompts])
-                self.update()
-                seconds[prompts] = self.clock.stop()["step"] / prompts
-        return step_of(min(divisors, key=seconds.__getitem__))
+            elapsed = self.attempt(partial(self._seconds_per_prompt, step_of, prompts))
+            if elapsed is None:
+                break
+            seconds[prompts] = elapsed
+        return step_of(min(seconds, key=seconds.__getitem__)) if seconds else None
+
+    def _seconds_per_prompt(self, step_of: Callable[[int], TrainerStep], prompts: int) -> float:
+        """Seconds of the second of two passes over so many prompts, for each of them."""
+        step = step_of(prompts)
+        for _ in range(2):
+            self.clock.reset()
+            step.backward(self.examples[:prompts])
+            self.update()
+            elapsed = self.clock.stop()["step"]
+        return elapsed / prompts
 
     def timed(self, step: GCopies | TrainerStep) -> dict[str, float]:
         """Seconds of a whole step, from images to updated weights, by part.
@@ -202,6 +225,21 @@ class Bench:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
+    def attempt(self, work: Callable[[], Result]) -> Result | None:
+        """As `fitting.attempt`, and no gradients are left of what did not fit."""
+        result = attempt(work)
+        if result is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        return result
+
+    def baselines_tower(self) -> str:
+        """How the vision tower attends in the implementations that ours is compared with."""
+        copies = GCopies(
+            self.policy, self.reference, self.processor, GenerationConfig(), 1, self.clock
+        )
+        copies.choose_tower()
+        return tower_attention(self.policy)
+
     def prompt_tokens(self) -> float:
         """Mean length of the prompts in tokens."""
         copies = GCopies(
@@ -227,6 +265,7 @@ def measure(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
         properties = {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
+            "baselines_tower": setup.baselines_tower(),
             "dtype": str(setup.policy.dtype).removeprefix("torch."),
             "precision": setting.precision,
             "profile": setting.profile,
@@ -244,94 +283,5 @@ def measure(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
         rows = []
         for images in plan.images:
             setup.ask_about(images)
-            rows += [_row(setup, *cell, rate, report) for cell in plan.cells()]
+            rows += [measure_row(setup, *cell, rate, report) for cell in plan.cells()]
     return {"rows": rows, **properties}
-
-
-def _row(
-    setup: Bench, group: int, completion: int, rate: float, report: Callable[[str], None]
-) -> dict[str, Any]:
-    plan = setup.plan
-    steps: Any = setup.steps(group, completion)
-    differences = compare(steps["shared"], steps["g_copies"], setup.examples[:1])
-    ways = plan.ways
-    for step in steps.values():  # warm-up
-        step.backward(setup.examples[:1])
-        setup.update()
-    times: dict[Way, list[dict[str, float]]] = {way: [] for way in ways}
-    memory = {way: {"above_start": 0, "total": 0} for way in ways}
-    for repeat in range(plan.repeats):
-        for way in ways:
-            with PeakMemory(setup.device) as peak:
-                times[way].append(setup.timed(steps[way]))
-            memory[way] = {
-                "above_start": max(memory[way]["above_start"], peak.above_start),
-                "total": max(memory[way]["total"], peak.total),
-            }
-        progress = ", ".join(f"{way} {times[way][-1]['step']:.2f} s" for way in ways)
-        cell = f"G={group} C={completion} images={setup.images}"
-        report(f"{cell}, {repeat + 1} of {plan.repeats}: {progress}")
-    seconds = {
-        way: {part: median(run[part] for run in times[way]) for part in ("step", *PARTS)}
-        for way in ways
-    }
-    model = costs(setup.policy.config)
-    prompt = round(setup.prompt_tokens())
-    nodes = steps["drafted"].nodes if plan.drafted else 0
-    sizes = (prompt, completion, group, nodes, setup.images)
-    flops = {way: plan.prompts * per_prompt(way, model, *sizes) for way in ways}
-    details: dict[str, Any] = {}
-    if setup.setting.profile is not None:
-        details["kernels"] = {way: _trace(setup, steps[way]) for way in ways}
-    if plan.drafted:
-        details["drafts"] = {**steps["drafted"].sampled, "nodes": nodes}
-    return {
-        "model": plan.model,
-        "group_size": group,
-        "completion_tokens": completion,
-        "images": setup.images,
-        "prompt_tokens": prompt,
-        "trl_prompts_per_pass": steps["trl"].prompts_per_pass,
-        **figures(seconds, flops, plan.prompts, group * completion, rate),
-        **differences,
-        **details,
-        "seconds": seconds,
-        "peak_memory_bytes": memory,
-    }
-
-
-def _trace(setup: Bench, step: GCopies | TrainerStep) -> dict[str, float] | None:
-    setup.clock.by_part = False
-    try:
-        return trace(setup.device, lambda: setup.step(step))
-    finally:
-        setup.clock.by_part = True
-
-
-def figures(
-    seconds: dict[Way, dict[str, float]],
-    flops: dict[Way, float],
-    prompts: int,
-    tokens: int,
-    rate: float,
-) -> dict[str, Any]:
-    """Derived figures of steps over `prompts` prompts with `tokens` completion tokens each.
-
-    `mfu`: executed FLOPs over the peak in the time of the step; `bound_vs_*`: ratio of FLOPs;
-    `largest_in_ours`: the longest part of our step with its share.
-    """
-    step = {way: each["step"] for way, each in seconds.items()}
-    largest = max(PARTS, key=lambda part: seconds["shared"][part])
-    share = seconds["shared"][largest] / sum(seconds["shared"][part] for part in PARTS)
-    return {
-        "speedup_vs_g_copies": step["g_copies"] / step["shared"],
-        "speedup_vs_trl": step["trl"] / step["shared"],
-        "bound_vs_g_copies": flops["g_copies"] / flops["shared"],
-        "bound_vs_trl": flops["trl"] / flops["shared"],
-        "largest_in_ours": {"part": largest, "share": share},
-        "ms_per_prompt": {way: 1000 * step[way] / prompts for way in step},
-        "completion_tokens_per_second": {way: prompts * tokens / step[way] for way in step},
-        "flops_per_step": flops,
-        "mfu": {way: flops[way] / (step[way] * rate) for way in step},
-        "matrix_hours": {way: TRAIN_PROMPTS * step[way] / prompts / 3600 for way in step},
-    }

@@ -17,7 +17,10 @@ NAMES: Final[dict[Way, str]] = {
     "trl": "TRL",
     "shared": "ours",
     "drafted": "ours, drafted",
+    "training": "ours, in a training",
 }
+DOES_NOT_FIT: Final = "does not fit"
+"""In place of a number that would need more memory than the GPU has."""
 COMPARED: Final[tuple[Way, ...]] = ("g_copies", "trl", "shared")
 """Those of the chart: they sample all tokens."""
 
@@ -52,16 +55,16 @@ def above_bounds(row: dict[str, Any]) -> list[str]:
     """Why speedups of a row exceed the ratio of FLOPs: how much of the peak either side reaches."""
     texts = []
     for way, name in NAMES.items():
-        if way not in ("g_copies", "trl") or row[f"speedup_vs_{way}"] <= row[f"bound_vs_{way}"]:
+        speedup, bound = (row.get(f"{ratio}_vs_{way}") for ratio in ("speedup", "bound"))
+        if speedup is None or speedup <= bound:
             continue
         cell = f"G={row['group_size']} C={row['completion_tokens']}"
         if row["images"] > 1:
             cell += f", {row['images']} images"
         texts.append(
-            f"{cell}: {row[f'speedup_vs_{way}']:.2f}x is above the ratio of FLOPs,"
-            f" {row[f'bound_vs_{way}']:.2f}, as {name} reaches {row['mfu'][way]:.0%} of the peak"
-            f" here and ours {row['mfu']['shared']:.0%}: memory and small products, not the prompt,"
-            " make up the difference"
+            f"{cell}: {speedup:.2f}x is above the ratio of FLOPs, {bound:.2f}, as {name} reaches"
+            f" {row['mfu'][way]:.0%} of the peak here and ours {row['mfu']['shared']:.0%}: memory"
+            " and small products, not the prompt, make up the difference"
         )
     return texts
 
@@ -83,7 +86,7 @@ def _steps(rows: list[dict[str, Any]]) -> Table:
                 str(row["group_size"]),
                 str(row["completion_tokens"]),
                 NAMES[way],
-                *(f"{seconds[part]:.3f}" for part in ("step", *PARTS)),
+                *(_part(seconds.get(part)) for part in ("step", *PARTS)),
                 f"{row['ms_per_prompt'][way]:.0f}",
                 f"{row['completion_tokens_per_second'][way]:.0f}",
                 f"{row['mfu'][way]:.0%}",
@@ -115,14 +118,28 @@ def _ratios(rows: list[dict[str, Any]]) -> Table:
             str(row["images"]),
             str(row["group_size"]),
             str(row["completion_tokens"]),
-            f"{row['speedup_vs_g_copies']:.2f}x ({row['bound_vs_g_copies']:.1f})",
-            f"{row['speedup_vs_trl']:.2f}x ({row['bound_vs_trl']:.1f})",
-            str(row["trl_prompts_per_pass"]),
-            f"{row['max_logp_diff']:.1e}",
-            f"{row['grad_rel_diff']:.1e}",
-            f"{largest['part']}, {largest['share']:.0%}",
+            _ratio(row, "g_copies"),
+            _ratio(row, "trl"),
+            str(row["trl_prompts_per_pass"] or DOES_NOT_FIT),
+            *(_difference(row[key]) for key in ("max_logp_diff", "grad_rel_diff")),
+            f"{largest['part']}, {largest['share']:.0%}" if largest else DOES_NOT_FIT,
         )
     return table
+
+
+def _ratio(row: dict[str, Any], way: Way) -> str:
+    """How many times faster ours is, and in brackets the ratio of FLOPs."""
+    speedup, bound = row[f"speedup_vs_{way}"], row[f"bound_vs_{way}"]
+    return DOES_NOT_FIT if speedup is None else f"{speedup:.2f}x ({bound:.1f})"
+
+
+def _difference(value: float | None) -> str:
+    return DOES_NOT_FIT if value is None else f"{value:.1e}"
+
+
+def _part(seconds: float | None) -> str:
+    """Seconds of a part; of consecutive steps only the whole is timed."""
+    return "" if seconds is None else f"{seconds:.3f}"
 
 
 def save_chart(path: Path, result: dict[str, Any]) -> None:
@@ -165,15 +182,11 @@ def save_chart(path: Path, result: dict[str, Any]) -> None:
             )
             at = np.arange(len(here))
             for number, way in enumerate(COMPARED):
-                heights = [row["seconds"][way]["step"] for row in here]
+                heights = [_step_seconds(row, way) for row in here]
                 bars = panel.bar(
                     at + (number - 1) * 0.27, heights, 0.25, color=colours[way], label=NAMES[way]
                 )
-                ratios = [1.0 if way == "shared" else row[f"speedup_vs_{way}"] for row in here]
-                texts = [
-                    _seconds(height) + ("" if way == "shared" else f"\n{ratio:.1f}x ours")
-                    for height, ratio in zip(heights, ratios, strict=True)
-                ]
+                texts = [_bar_text(row, way) for row in here]
                 panel.bar_label(bars, texts, fontsize=7, padding=2, color="#1c1b19")
             panel.set(
                 title=f"{length} tokens a completion", xlabel="completions a prompt (G)", xticks=at
@@ -197,6 +210,19 @@ def _label(row: dict[str, Any]) -> str:
     """The group size, and the images of a question if there are several."""
     images = f"\n{row['images']} images" if row["images"] > 1 else ""
     return f"{row['group_size']}{images}"
+
+
+def _step_seconds(row: dict[str, Any], way: Way) -> float:
+    """Seconds of a step, the height of its bar; 0 if it does not fit."""
+    return float(row["seconds"].get(way, {}).get("step", 0.0))
+
+
+def _bar_text(row: dict[str, Any], way: Way) -> str:
+    """Above a bar: its seconds, and how many times those of ours they are."""
+    if way not in row["seconds"]:
+        return DOES_NOT_FIT
+    ratio = row.get(f"speedup_vs_{way}")
+    return _seconds(_step_seconds(row, way)) + (f"\n{ratio:.1f}x ours" if ratio else "")
 
 
 def _seconds(value: float) -> str:

@@ -20,7 +20,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from benchmarks.grpo_step.clock import Clock
-from benchmarks.grpo_step.g_copies import embed_patches_by_convolution
+from benchmarks.grpo_step.g_copies import (
+    baseline_batches_images,
+    embed_patches_by_convolution,
+)
 from benchmarks.grpo_step.models import reward
 from stages.core.params import Grpo
 from stages.grpo.drafts import Drafts
@@ -28,6 +31,7 @@ from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.trainer import build_trainer, draft_seeds
 from stages.policy.vision_attention import batch_images
 from stages.policy.vision_features import embed_patches_by_product
+from stages.prompts.styles import Style
 
 EXACT_SETTINGS: Final = ("draft_nodes", "reuse_prompt_pass", "fused_head", "vision_cache_mb")
 """Keys of `grpo` in params.yaml that may be set for ours: they do not change a step's result."""
@@ -38,8 +42,8 @@ FAVOURED_LOGITS: Final = 60.0
 def settings(grpo: Grpo, group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
     """`grpo` with these sizes, `prompts` a pass, no drafts, and nothing done ahead of a step.
 
-    A step is what is timed: a reference that takes several at once, or images that workers open
-    meanwhile, would make others look cheaper. `benchmarks.step_kernels` counts what both save.
+    A single step is what is timed: a reference that takes several at once, or images that workers
+    open meanwhile, would make others look cheaper. `training.Training` is timed with both.
     """
     sizes = {
         "num_generations": group,
@@ -65,15 +69,49 @@ def suppressed(processor: Any) -> list[int]:
     return sorted(processor.tokenizer.get_added_vocab().values())
 
 
+@contextmanager
+def repeating(policy: Any, token: int) -> Iterator[None]:
+    """Let a policy write one token only: in effect, as its logit is far above all others."""
+
+    def favour(_: Any, __: Any, logits: torch.Tensor) -> None:
+        logits[..., token] += FAVOURED_LOGITS
+
+    hook = policy.lm_head.register_forward_hook(favour)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def prepared_for(trainer: Any) -> Iterator[None]:
+    """Let policy and reference of a trainer compute in its precision, as accelerate would."""
+    if not trainer.args.bf16:
+        yield
+        return
+    models = (trainer.model, trainer.ref_model)
+    before = [vars(model).get("forward") for model in models]
+    for model in models:
+        compute = trainer.accelerator.autocast()(model.forward)
+        model.forward = convert_outputs_to_fp32(compute)
+    try:
+        yield
+    finally:
+        for model, forward in zip(models, before, strict=True):
+            del model.forward
+            if forward is not None:
+                model.forward = forward
+
+
 class TrainerStep:
     """The step of a trainer, timed by part, in passes over `prompts_per_pass` prompts.
 
     In our engine, the prompt pass of the rollout also serves the loss (`grpo.reuse_prompt_pass`):
     it counts as rollout, and "policy forward" covers the completions only.
 
-    With `grpo.draft_nodes`, all completions are foreseen, as nearly all are in a training without
-    thoughts: a large logit makes the policy repeat one token, and the trie learns this from the
-    first step on. Its other nodes are the answer format of each letter, as in a training.
+    With `grpo.draft_nodes`, all completions can be foreseen, as nearly all are in a training
+    without thoughts: a large logit makes the policy repeat one token, and the trie learns this from
+    the first step on. Its other nodes are the answer format of each letter, as in a training.
     """
 
     def __init__(
@@ -86,14 +124,20 @@ class TrainerStep:
         clock: Clock,
         scratch: Path,
         beta: float,
+        *,
+        style: Style = "no-think",
+        foreseen: bool = True,
     ) -> None:
-        """`beta`: weight of the KL, in place of that of `grpo`."""
+        """`beta`: weight of the KL, in place of that of `grpo`.
+
+        `foreseen`: whether drafts, if there are any, foresee all completions.
+        """
         self.clock = clock
         self.prompts_per_pass = grpo.prompts_per_device
         # each trainer wraps the policy's forward with TRL's head: do not nest them
         vars(policy).pop("forward", None)
         self.trainer = build_trainer(
-            policy, processor, dataset, grpo, "no-think", scratch=scratch, run_name="benchmark"
+            policy, processor, dataset, grpo, style, scratch=scratch, run_name="benchmark"
         )
         trainer: Any = self.trainer
         trainer.beta = beta
@@ -110,19 +154,25 @@ class TrainerStep:
         trainer.reward_processing_classes = [None]
         trainer.current_gradient_accumulation_steps = 1
         self.scores: dict[str, torch.Tensor] = {}
-        self._favoured: int | None = None
+        self.favoured: int | None = None
+        """Token that foreseen completions consist of."""
         if grpo.draft_nodes:
-            self._favoured = processor.tokenizer.convert_tokens_to_ids("A")
-            seeds = draft_seeds(processor, dataset, "no-think")
+            if foreseen:
+                self.favoured = processor.tokenizer.convert_tokens_to_ids("A")
+            seeds = draft_seeds(processor, dataset, style)
             excluded = (*trainer.eos_token_ids, *tokens)
             trainer._drafts = Drafts(seeds, excluded, grpo.draft_nodes)
         self._time(trainer)
 
     @property
     def sampled(self) -> dict[str, float]:
-        """How the last rollout went: `drafted`, the share foreseen, and single-token `forwards`."""
+        """How the last rollout went: `drafted`, the share foreseen, and single-token `forwards`.
+
+        Empty for TRL's engine.
+        """
         metrics = self.trainer._metrics["train"]
-        return {name: metrics[f"rollout/{name}"][-1] for name in ("drafted", "forwards")}
+        names = [name for name in ("drafted", "forwards") if metrics.get(f"rollout/{name}")]
+        return {name: metrics[f"rollout/{name}"][-1] for name in names}
 
     @property
     def nodes(self) -> int:
@@ -152,7 +202,7 @@ class TrainerStep:
         embed = embed_patches_by_product if shared_prefix else embed_patches_by_convolution
         for policy in (self.trainer.model, self.trainer.ref_model):
             embed(policy)
-            batch_images(policy, shared_prefix)
+            batch_images(policy, shared_prefix or baseline_batches_images(policy))
 
     def rows(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Each example once per completion, as from TRL's sampler."""
@@ -165,46 +215,22 @@ class TrainerStep:
         size = self.prompts_per_pass
         starts = range(0, len(examples), size)
         self.trainer.current_gradient_accumulation_steps = len(starts)
-        with self._foreseen(), self.prepared():
+        with self.foreseen(), self.prepared():
             for start in starts:
                 rows = self.rows(examples[start : start + size])
                 self.trainer.training_step(self.trainer.model, rows, None)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Let policy and reference compute in the trainer's precision, as accelerate prepares them.
-
-        Only for the block, as G copies share them.
-        """
-        if not self.trainer.args.bf16:
+        """As `prepared_for`, only for the block, as G copies share policy and reference."""
+        with prepared_for(self.trainer):
             yield
-            return
-        models = (self.trainer.model, self.trainer.ref_model)
-        before = [vars(model).get("forward") for model in models]
-        for model in models:
-            compute = self.trainer.accelerator.autocast()(model.forward)
-            model.forward = convert_outputs_to_fp32(compute)
-        try:
-            yield
-        finally:
-            for model, forward in zip(models, before, strict=True):
-                del model.forward
-                if forward is not None:
-                    model.forward = forward
 
     @contextmanager
-    def _foreseen(self) -> Iterator[None]:
+    def foreseen(self) -> Iterator[None]:
         """Let the policy repeat one token, if completions are to be foreseen."""
-        if self._favoured is None:
+        if self.favoured is None:
             yield
             return
-
-        def favour(_: Any, __: Any, logits: torch.Tensor) -> None:
-            logits[..., self._favoured] += FAVOURED_LOGITS
-
-        policy: Any = self.trainer.model
-        hook = policy.lm_head.register_forward_hook(favour)
-        try:
+        with repeating(self.trainer.model, self.favoured):
             yield
-        finally:
-            hook.remove()

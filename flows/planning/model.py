@@ -7,9 +7,9 @@ from typing import Literal
 
 from flows.dvc_api.client import Reasons
 
-Estimate = Literal["recorded", "reference", "meta", "run-cache"]
+Estimate = Literal["recorded", "reference", "profile", "meta", "run-cache"]
 """Source of a duration: earlier runs here; the shipped ones of another machine, scaled to this one;
-`meta` of dvc.yaml; or the run cache, which has the outputs.
+the estimate of the profile that is set; `meta` of dvc.yaml; the run cache, which has the outputs.
 """
 
 VariantAnswers = dict[str, dict[str, dict[str, int]]]

@@ -23,6 +23,7 @@ from flows.dvc_api.stale_reasons import explain_staleness
 from flows.planning.answers import answers_of, describe
 from flows.planning.answers import as_json as answers_as_json
 from flows.planning.model import Estimate, Plan, Step
+from flows.planning.profile_seconds import profile_seconds
 from flows.planning.table import FULL_SCALE, print_plan
 from flows.scheduling import durations
 from flows.scheduling.schedule import Capacity
@@ -143,6 +144,8 @@ def _estimate(
     recorded = durations.read(root)
     reference = durations.read_reference(root)
     shipped = durations.estimate(reference, recorded, reference)
+    unknown = [name for name in names if name not in recorded and name not in shipped]
+    estimated = profile_seconds(root, unknown) if unknown and _has_schema(root) else {}
     seconds: dict[str, float] = {}
     estimates: dict[str, Estimate] = {}
     for name in names:
@@ -155,6 +158,9 @@ def _estimate(
         elif name in shipped:
             seconds[name] = shipped[name]
             estimates[name] = "reference"
+        elif name in estimated:
+            seconds[name] = estimated[name]
+            estimates[name] = "profile"
         else:
             seconds[name] = 60 * graph.stages[name].minutes
             estimates[name] = "meta"
@@ -196,6 +202,11 @@ def _notes(steps: Sequence[Step]) -> list[str]:
         notes.append(
             f"{meta} of {len(steps)} durations are unknown, as no run is recorded here: the plan"
             f" takes those of dvc.yaml, {FULL_SCALE}"
+        )
+    if estimated := count("profile"):
+        notes.append(
+            f"{estimated} of {len(steps)} durations are estimates of the profile that is set, on a"
+            " GPU; `med-r1 profile` shows what they rest on"
         )
     if shipped := count("reference"):
         notes.append(

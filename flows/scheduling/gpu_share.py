@@ -6,52 +6,83 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.core import layout
+from stages.core.disk_space import find_shortages
 from stages.core.errors import InputError
 from stages.core.machine import format_bytes, query_gpus
 from stages.core.params import Params, load_params
-from stages.profiles.needs import memory
-from stages.profiles.schema import FOLDER, Model, load_profile
+from stages.profiles.needs import OUTPUT_PATHS, STATES, disk, folder_size, memory
+from stages.profiles.schema import FOLDER, Profile, load_profile
+from stages.profiles.shown import ONE
 from stages.profiles.splice import reset
+from stages.profiles.times import shown_images
 
 
 def check_shares(root: Path, gpus: Sequence[str], slots_per_gpu: int) -> None:
     """Raise InputError if a training does not fit into its share of the smallest of these GPUs.
 
-    Nothing is refused if the size of the model is unknown, or the memory of the GPUs.
+    Or if the disk has no room for the states of all trainings at a time. Nothing is refused if the
+    size of the model is unknown, or the memory of the GPUs.
     """
     total = smallest_memory(gpus)
     needed = training_memory(root)
     if total is None or needed is None or needed * slots_per_gpu <= total:
+        _check_disk(root, slots_per_gpu * len(gpus))
         return
     fitting = total // needed
     remedy = f"use at most {fitting}" if fitting else "one alone does not fit either"
     raise InputError(
         f"{slots_per_gpu} slots per GPU: a training takes about {format_bytes(needed)} of GPU"
         f" memory (estimated), and 1/{slots_per_gpu} of {format_bytes(total)} is"
-        f" {format_bytes(total / slots_per_gpu)}: {remedy}, or lower what it needs, such as"
-        " grpo.prompts_per_device (raise grpo.gradient_accumulation_steps in proportion);"
-        " `med-r1 profile` prints the estimate"
+        f" {format_bytes(total / slots_per_gpu)}: {remedy}, or lower what it needs, with"
+        " grpo.fused_head, which takes no more passes, or grpo.prompts_per_device (raise"
+        " grpo.gradient_accumulation_steps in proportion); `med-r1 profile` prints the estimate"
     )
+
+
+def _check_disk(root: Path, trainings: int) -> None:
+    """InputError if the states of so many trainings at a time do not fit on the disk."""
+    known = known_profile(root)
+    if known is None:
+        return
+    params, profile = known
+    folder = root / OUTPUT_PATHS[STATES]
+    at_a_time = min(trainings, len(params.checkpoints))
+    missing = disk(params, profile, at_a_time).get(STATES, 0) - folder_size(folder)
+    for _, needed, free in find_shortages({folder: max(missing, 0)}):
+        raise InputError(
+            f"{at_a_time} trainings at a time write {format_bytes(needed)} of states to resume from"
+            f" (estimated), and {format_bytes(free)} are free on the disk of {folder}: use fewer"
+            " slots per GPU, or free some"
+        )
 
 
 def training_memory(root: Path) -> int | None:
     """Bytes of GPU memory of the largest training; None where no profile knows the model."""
+    known = known_profile(root)
+    if known is None:
+        return None
+    params, profile = known
+    assert profile.model
+    images = ONE.most if profile.scale is None else shown_images(params, profile.scale).most
+    variants = _variants(params)
+    return max(sum(memory(each, profile.model, images).values()) for each in variants)
+
+
+def known_profile(root: Path) -> tuple[Params, Profile] | None:
+    """The settings and the profile that is set, if it knows the model; else None."""
     path = root / layout.PARAMS
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
-    _, name = reset(text, path)
+    _, name = reset(path.read_text(encoding="utf-8"), path)
     if name is None:
         return None
     params = load_params(path)
-    model = _model(root, name, params)
-    if model is None:
-        return None
-    return max(sum(memory(each, model).values()) for each in _variants(params))
+    profile = _profile(root, name, params)
+    return None if profile is None else (params, profile)
 
 
-def _model(root: Path, name: str, params: Params) -> Model | None:
-    """Sizes of the base, if it still is that of the profile."""
+def _profile(root: Path, name: str, params: Params) -> Profile | None:
+    """The profile, if it has the sizes of the base that is set."""
     own = root / name
     try:
         _, profile = load_profile(str(own) if own.is_file() else name, root / FOLDER)
@@ -62,7 +93,7 @@ def _model(root: Path, name: str, params: Params) -> Model | None:
         params.base.source,
         params.base.revision,
     )
-    return profile.model if is_same else None
+    return profile if is_same and profile.model else None
 
 
 def _variants(params: Params) -> Iterator[Params]:

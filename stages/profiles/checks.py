@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from stages.core.machine import Gpu, Torch, ask_torch, format_bytes, gpu_lines, 
 from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, find_obstacle, wrong_weights
 from stages.profiles.measured import FILE, read_measured
-from stages.profiles.needs import OUTPUT_PATHS, Needs, disk, memory, needs
+from stages.profiles.needs import OUTPUT_PATHS, Needs, disk, folder_size, memory, needs
 from stages.profiles.schema import Model, Profile, Scale, merge
 from stages.profiles.shown import ONE
 from stages.profiles.times import shown_images
@@ -266,7 +265,8 @@ def _disk(
     """
     # a resumed run has written most of it
     missing = sum(
-        max(0, size - _size(root / OUTPUT_PATHS[purpose])) for purpose, size in outputs.items()
+        max(0, size - folder_size(root / OUTPUT_PATHS[purpose]))
+        for purpose, size in outputs.items()
     )
     needed = Counter({root: missing})
     for each in fetched:
@@ -284,13 +284,6 @@ def _disk(
             "free some: `dvc gc --workspace` deletes old results. Or work on a larger disk; HF_HOME"
             " moves only the hub's cache",
         )
-
-
-def _size(path: Path) -> int:
-    size = 0
-    for folder, _, names in os.walk(path):
-        size += sum((Path(folder) / name).lstat().st_size for name in names)
-    return size
 
 
 def _dvc_cache(root: Path) -> Path:

@@ -20,6 +20,10 @@ _GRPO: Final = (
     "engine",
     "draft_nodes",
     "reuse_prompt_pass",
+    "reference_steps",
+    "loader_workers",
+    "compile",
+    "cuda_graphs",
     "skip_zero_advantage",
     "fused_head",
     "freeze_vision_tower",
@@ -44,9 +48,9 @@ _GRPO: Final = (
 class Measured:
     """Rates on one GPU; None where none was measured.
 
-    `step_seconds`: an optimiser step, from image files to updated weights, with completions of the
-    style's typical length, `drafted`: with drafts that foresee them; `pass_seconds`: a pass that
-    samples one token of each completion; `questions_per_second`: of an evaluation.
+    `step_seconds`: an optimiser step of a training, with what is done ahead of it, and completions
+    of the style's typical length, `drafted`: with drafts that foresee them; `pass_seconds`: a pass
+    that samples one token of each completion; `questions_per_second`: of an evaluation.
     """
 
     step_seconds: float | None = None
@@ -100,12 +104,15 @@ def _rates(params: Params, content: Mapping[str, Any]) -> Measured:
     evaluation = _matching(content["evaluation"], evaluation_setting(params))
     rates: dict[str, Any] = {}
     if steps is not None:
-        seconds = steps["rows"][0]["seconds"]
-        rates["drafted"] = "drafted" in seconds
-        rates["step_seconds"] = seconds["drafted" if rates["drafted"] else "shared"]["step"]
+        row = steps["rows"][0]
+        # a step alone takes longer: its images are opened and its reference runs while it waits
+        if training := row["seconds"].get("training"):
+            rates["step_seconds"] = training["step"]
+            rates["drafted"] = "drafted" in row["seconds"]
+        by_profile = content["pass_seconds"].get(row["model"], {})
+        rates["pass_seconds"] = by_profile.get(steps["profile"])
     if evaluation is not None:
         rates["questions_per_second"] = evaluation["questions_per_second"]
-    rates["pass_seconds"] = content.get("pass_seconds", {}).get(steps and steps["profile"])
     return Measured(**rates)
 
 

@@ -8,7 +8,9 @@ time; without them, hours are right to a factor of about two.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from stages.core import layout
@@ -38,11 +40,12 @@ IMAGE_BYTES: Final = 170_000
 """Typical size of a resized image: OmniMedVQA's take 14 GB."""
 REPORT_BYTES: Final = 10**9
 """Most that predictions, logs, splits and the report take."""
+STATES: Final = "states to resume from"
 OUTPUT_PATHS: Final = {
     "report": layout.REPORT,
     "resized images": layout.DATA / "images",
     "models": layout.MODELS,
-    "states to resume from": layout.SCRATCH / "train",
+    STATES: layout.SCRATCH / "train",
 }
 """Purpose of disk space -> where it is used."""
 
@@ -125,22 +128,51 @@ def memory(params: Params, model: Model, images: int = ONE.most) -> dict[str, in
         activations_mb = stored * prompt_mb + completion_mb
     # logits, their logarithms and the gradient of them, in float32
     logits = 0 if grpo.fused_head else 3 * 4 * completion_tokens * model.vocabulary
-    return {
-        "weights": model.parameters * weight_bytes,
-        "weights in bfloat16": model.parameters * 2 if grpo.bf16 and weight_bytes == 4 else 0,
-        # the gradient and Adam's two moments, each as large as the trained weights
-        "gradients and Adam": trained * weight_bytes * 3,
-        "reference": model.parameters * weight_bytes if grpo.beta and not grpo.lora else 0,
+    stored = {
         "activations": round(grpo.prompts_per_device * activations_mb * 1e6),
         "logits": grpo.prompts_per_device * logits,
+    }
+    return {
+        "weights": model.parameters * weight_bytes,
+        "weights in bfloat16": _cast_weights(params, model),
+        "gradients": _gradients_beside(params, trained * weight_bytes, sum(stored.values())),
+        "Adam": trained * weight_bytes * 2,
+        "reference": model.parameters * weight_bytes if grpo.beta and not grpo.lora else 0,
+        **stored,
         "CUDA": CUDA_BYTES,
     }
 
 
-def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
+def _cast_weights(params: Params, model: Model) -> int:
+    """Bytes of the bfloat16 copies of float32 weights that a backward pass needs.
+
+    Autocast makes them anew in each pass. Where the prompts' pass serves the loss too, that over
+    the completions has its own, of the language model.
+    """
+    grpo = params.grpo
+    if not grpo.bf16 or weight_size(params) != 4:
+        return 0
+    copied = model.parameters
+    if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass:
+        copied += model.parameters - model.vision_parameters
+    return 2 * copied
+
+
+def _gradients_beside(params: Params, size: int, stored: int) -> int:
+    """Bytes by which gradients of so many bytes add to the peak, beside `stored` activations.
+
+    Without accumulation there are none when a backward pass begins, and they take the place of the
+    activations that it frees.
+    """
+    if params.grpo.gradient_accumulation_steps > 1:
+        return size
+    return max(size - stored, 0)
+
+
+def disk(params: Params, profile: Profile, trainings: int) -> dict[str, int]:
     """Bytes that a run writes besides downloads, by purpose, as far as known.
 
-    `gpus`: number of trainings at a time.
+    `trainings`: at a time, one per GPU or more.
     """
     written = {"report": REPORT_BYTES}
     if profile.scale:
@@ -150,8 +182,14 @@ def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
         written["models"] = profile.model.size + len(params.checkpoints) * weights
         # three per training: the last, the one before it, and a new one before the oldest is
         # deleted
-        states = max(gpus, 1) * 3 * state_bytes(params, profile.model)
-        written["states to resume from"] = (
-            states if params.grpo.save_steps or params.grpo.save_minutes else 0
-        )
+        states = max(trainings, 1) * 3 * state_bytes(params, profile.model)
+        written[STATES] = states if params.grpo.save_steps or params.grpo.save_minutes else 0
     return written
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files in a folder; 0 if it is missing."""
+    size = 0
+    for folder, _, names in os.walk(path):
+        size += sum((Path(folder) / name).lstat().st_size for name in names)
+    return size

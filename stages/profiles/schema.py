@@ -82,8 +82,8 @@ class Model(SettingsGroup):
     token_gflop: PositiveFloat
     """10^9 FLOPs of a forward pass over a token of a completion, including logits."""
     prompt_mb: PositiveFloat
-    """10^6 bytes of activations in bfloat16 that a forward pass over an image and its prompt stores
-    for the backward pass.
+    """10^6 bytes of activations that a forward pass over an image and its prompt stores for the
+    backward pass, with float32 weights in bfloat16 autocast (`python -m benchmarks.activations`).
     """
     token_mb: PositiveFloat
     """The same for a token of a completion."""

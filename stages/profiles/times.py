@@ -9,6 +9,7 @@ widths), and are right for a host as slow as that one. Those called assumed were
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -77,8 +78,12 @@ EVALUATE_START_SECONDS: Final = 9.4
 """Measured: imports of an evaluation."""
 LOADER_THREADS: Final = 8
 """Assumed: images that an evaluation on a GPU opens and processes at a time."""
-AUTO_BATCH_SIZE: Final = 64
-"""Least batch size of an evaluation with batch_size: auto, on a GPU of 40 GB or more."""
+AUTO_ROWS: Final = 512
+"""Rows per batch of an evaluation with batch_size: auto on a GPU (`MAX_GPU_ROWS` of
+stages.generation.batch_size): those of a 2B or 3B model with one image fit into 40 GB.
+"""
+WINDOW_ROWS: Final = 1024
+"""Rows that are answered together, and images that they show (stages.generation.windows)."""
 LORA_SHARE: Final = 0.02
 """Assumed share of a model's parameters that adapters have, at rank 16 on all projections."""
 
@@ -153,6 +158,18 @@ def step_parts(params: Params, model: Model, peak: Peak, images: float = ONE.mea
     return {"images": opening} | parts
 
 
+def reference_passes(params: Params) -> float:
+    """Forward passes of the reference for a pass of the policy, on average.
+
+    Several steps may share one. Where completions leave the drafts, each has one of its own, too.
+    """
+    grpo = params.grpo
+    if not grpo.beta:
+        return 0.0
+    own = 0.0 if foresees(params) or grpo.batches_ahead == 1 else 1.0
+    return own + 1 / grpo.batches_ahead
+
+
 def weight_traffic(params: Params, model: Model) -> float:
     """Bytes of weights, gradients and Adam's moments that an optimiser step reads and writes.
 
@@ -163,7 +180,7 @@ def weight_traffic(params: Params, model: Model) -> float:
     size = weight_size(params)
     computed = 2 if _in_bfloat16(params) else size
     cast = size + computed if computed < size else 0  # read and write
-    reference = 1 / grpo.batches_ahead if grpo.beta else 0
+    reference = reference_passes(params)
     forwards = 1 if foresees(params) else 2  # with the completions in a pass of their own
     backwards = 1 if foresees(params) else 2
     read = (forwards + reference) * (cast + computed) + backwards * computed
@@ -183,32 +200,51 @@ def evaluation_parts(
     policies = 0
     for axis in _axes(params):
         policies += 1 + sum(entry.axis == axis for entry in params.checkpoints.values())
-    questions = scale.questions * (1 - params.splits.train_share) * policies
+    questions = scale.questions * (1 - params.splits.train_share)
+    expected = expected_answers(params, scale)
+    # the questions of a modality share windows
+    of_modality = questions / len(params.modalities)
+    rows = of_modality * sum(count.answers for count in expected.values())
+    images = of_modality * sum(count.images for count in expected.values())
+    together = rows / decode_loops(params, rows, images)
     parts: defaultdict[str, float] = defaultdict(float)
-    for count in expected_answers(params, scale).values():
-        if measured.questions_per_second is None:
-            each = answer_parts(params, model, peak, count.mean)
-        else:
-            each = {"answers": 1 / measured.questions_per_second}
+    for count in expected.values():
+        each = answer_parts(params, model, peak, count.mean, together, measured.pass_seconds)
+        if measured.questions_per_second is not None:
+            # measured with answers of typical length
+            each = {
+                "answers": 1 / measured.questions_per_second,
+                "long answers": each["long answers"],
+            }
         for name, seconds in each.items():
-            parts[name] += questions * count.answers * seconds
+            parts[name] += questions * policies * count.answers * seconds
     weights = model.parameters * weight_size(params)
     # hashed, then loaded
     start = EVALUATE_START_SECONDS + 2 * weights / DISK_RATE
     return {**parts, "starts": len(params.evaluations) * start}
 
 
-def answer_parts(params: Params, model: Model, peak: Peak, images: float = ONE.mean) -> Parts:
-    """Seconds per question, of so many images on average, of an evaluation."""
+def answer_parts(
+    params: Params,
+    model: Model,
+    peak: Peak,
+    images: float = ONE.mean,
+    together: float | None = None,
+    pass_seconds: float | None = None,
+) -> Parts:
+    """Seconds per question, of so many images on average, of an evaluation.
+
+    `together`: answers that are decoded in one loop, on average, by default a full batch;
+    `pass_seconds`: of a pass that samples a token of each, if it was measured.
+    """
     in_bfloat16 = (params.evaluate.dtype or params.base.dtype) == "bfloat16"
     rate = EFFICIENCY * (peak.bfloat16 if in_bfloat16 else peak.float32)
     tokens = COMPLETION_TOKENS[params.prompt.style]
     products = (prompt_flops(model, images) + tokens * model.token_gflop * 1e9) / rate
-    size = params.evaluate.batch_size
-    batch = AUTO_BATCH_SIZE if size == "auto" else size
+    answers = together or batch_rows(params)
     typical = min(tokens, params.evaluate.max_new_tokens)
-    longest = _expected_longest(params, batch, params.evaluate.max_new_tokens)
-    token = token_seconds(model) / batch
+    longest = _expected_longest(params, answers, params.evaluate.max_new_tokens)
+    token = (pass_seconds or token_seconds(model)) / answers
     return {
         # threads open images while the GPU computes
         "images": max(images * IMAGE_SECONDS / LOADER_THREADS - products, 0.0),
@@ -216,6 +252,25 @@ def answer_parts(params: Params, model: Model, peak: Peak, images: float = ONE.m
         "sampling": typical * token,
         "long answers": (longest - typical) * token,
     }
+
+
+def batch_rows(params: Params) -> int:
+    """Most rows per batch of an evaluation on a GPU."""
+    size = params.evaluate.batch_size
+    return AUTO_ROWS if size == "auto" else size
+
+
+def decode_loops(params: Params, rows: float, images: float) -> int:
+    """Loops in which an evaluation decodes so many rows of one modality, with so many images.
+
+    As `stages.generation.windows` cuts: rows are halved until a window fits, and the batches of
+    each window are decoded one after the other.
+    """
+    batch = batch_rows(params)
+    window = max(batch, min(2 * batch, WINDOW_ROWS))
+    excess = max(rows / window, images / max(window, WINDOW_ROWS), 1.0)
+    windows = 2 ** math.ceil(math.log2(excess))
+    return windows * max(math.ceil(rows / windows / batch), 1)
 
 
 def foresees(params: Params) -> bool:
@@ -272,14 +327,15 @@ def _prompt_flops(params: Params, model: Model, images: float) -> float:
     passes = 4 + reference
     # the policy's pass over a shared prompt can be that of sampling
     prompt_passes = passes - (grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass)
+    if grpo.beta and grpo.batches_ahead > 1:  # for drafts that no completion follows to its end
+        prompt_passes += 1
     return prompt_passes * prompt + passes * completions
 
 
 def _launch_seconds(params: Params, model: Model) -> float:
     """Host time of the launches of a pass over `prompts_per_device` prompts, sampling aside."""
     seconds = FORWARD_SECONDS + BACKWARD_SECONDS
-    if params.grpo.beta:  # several steps may share a pass of the reference
-        seconds += FORWARD_SECONDS / params.grpo.batches_ahead
+    seconds += FORWARD_SECONDS * reference_passes(params)
     if not foresees(params):
         seconds += COMPLETION_SECONDS
     return seconds * model.layers / LAYERS
@@ -307,14 +363,14 @@ def _waiting_passes(params: Params) -> float:
     return grpo.gradient_accumulation_steps * waiting
 
 
-def _expected_longest(params: Params, count: int, limit: int) -> float:
+def _expected_longest(params: Params, count: float, limit: int) -> float:
     """Tokens of the longest of `count` completions, on average."""
     style = params.prompt.style
     longest = min(COMPLETION_TOKENS[style] * LONGEST[style], limit)
     return longest + _share_of_long(count) * (limit - longest)
 
 
-def _share_of_long(count: int) -> float:
+def _share_of_long(count: float) -> float:
     """Probability that one of `count` completions runs to the limit."""
     return 1 - (1 - LONG_SHARE) ** count
 

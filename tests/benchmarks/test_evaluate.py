@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.evaluate import __main__, measure
 from benchmarks.evaluate.measure import (
@@ -19,7 +20,9 @@ from benchmarks.evaluate.measure import (
 )
 from benchmarks.evaluate.published import answer_as_published
 from stages.core.outputs import read_json
-from stages.generation.windows import BLANK
+from stages.generation.batch_size import MAX_GPU_ROWS
+from stages.generation.variants import REAL
+from stages.generation.windows import BLANK, Question, Variant, cut_windows
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -41,6 +44,33 @@ def test_both_loops_give_the_same_answers_and_rates_follow_from_seconds(
     assert result["published_questions_per_second"] == pytest.approx(6 / seconds["published"])
     assert result["same_answers"] == 1
     assert "speedup" in capsys.readouterr().out
+
+
+def test_the_published_loop_answers_the_first_questions_only(tmp_path: Path) -> None:
+    row = measure.compare(Case("tiny", 6, 1, 5, published_questions=2), tmp_path, 1, lambda _: None)
+    assert (row["questions"], row["published_questions"]) == (6, 2)
+    seconds, rates = row["seconds"], row["questions_per_second"]
+    assert rates["ours"] == pytest.approx(6 / seconds["ours"])
+    assert rates["published"] == pytest.approx(2 / seconds["published"])
+    assert row["speedup"] == pytest.approx(rates["ours"] / rates["published"])
+    assert row["same_answers"] == 1
+    assert row["baselines_tower"] == "sdpa"
+
+
+def test_on_a_gpu_the_questions_fill_two_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cases() -> list[Case]:
+        monkeypatch.setattr(sys, "argv", ["evaluate", "--model", "tiny", "--questions-per-image=1"])
+        return __main__._cases(__main__._arguments())
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (case,) = cases()
+    assert (case.images, case.published_questions) == (__main__.GPU_QUESTIONS, 256)
+    questions = [Question({REAL: Variant("", (f"{at}.png",))}) for at in range(case.images)]
+    windows = cut_windows(questions, MAX_GPU_ROWS)
+    assert len(windows) == 2
+    assert min(map(len, windows)) > MAX_GPU_ROWS, "a batch, and a small one"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cases()[0].images == 256
 
 
 def test_differing_answers_are_reported_with_their_logit_margin(

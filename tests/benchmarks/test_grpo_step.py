@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,28 +16,22 @@ from torch._C._autograd import DeviceType
 from transformers import AutoConfig
 
 from benchmarks.gpu.matrix import TRAIN_PROMPTS
-from benchmarks.grpo_step import __main__, measure
+from benchmarks.grpo_step import __main__, g_copies, measure, trainers
 from benchmarks.grpo_step.clock import PARTS, Clock, PeakMemory
 from benchmarks.grpo_step.equivalence import compare
 from benchmarks.grpo_step.flops import Costs, Way, costs, per_prompt
 from benchmarks.grpo_step.g_copies import log_probabilities
-from benchmarks.grpo_step.measure import WAYS, Bench, Plan, bench, figures
+from benchmarks.grpo_step.measure import WAYS, Bench, Plan
 from benchmarks.grpo_step.models import SHAPES, build_policy
+from benchmarks.grpo_step.row import figures
 from benchmarks.grpo_step.setting import profile_params, profile_setting
 from benchmarks.grpo_step.show import above_bounds
 from benchmarks.grpo_step.trace import sum_events, trace
 from benchmarks.grpo_step.trainers import TrainerStep, settings
+from stages.policy.vision_attention import batch_images
 from stages.profiles.measured import training_setting
+from tests.benchmarks.conftest import COMPLETION, GROUP
 from tests.conftest import RunStage
-
-GROUP = 3
-COMPLETION = 8
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Bench]:
-    with bench(Plan("tiny", (GROUP,), (COMPLETION,), 1, 2, {})) as setup:
-        yield setup
 
 
 def model_costs(name: str) -> Costs:
@@ -369,19 +362,6 @@ def test_a_setting_that_would_change_the_result_is_refused(run: RunStage) -> Non
         run(__main__, "--quick", "--set", "beta=0")
 
 
-@pytest.fixture(scope="module")
-def as_full() -> Iterator[Bench]:
-    """The tiny model in the setting of profile full."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    setting = profile_setting("full", "tiny")
-    plan = Plan("tiny", (4,), (COMPLETION,), 1, 2, {}, setting, drafted=True)
-    with bench(plan) as setup:
-        yield setup
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
 def test_a_profile_decides_precision_sampling_and_weights(as_full: Bench) -> None:
     setting = as_full.setting
     assert (setting.precision, setting.dtype, setting.threads) == ("autocast", torch.float32, 1)
@@ -415,6 +395,34 @@ def test_foreseen_completions_take_no_decoding_pass(as_full: Bench) -> None:
     steps["shared"].backward(as_full.examples)
     assert steps["shared"].sampled["forwards"] == COMPLETION - 1
     as_full.policy.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize(("device", "batched"), [("cuda", True), ("cpu", False)])
+def test_towers_of_the_baselines_take_images_together_on_a_gpu_only(
+    device: str, batched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Med-R1 ran flash-attn, which asks the device for no lengths; transformers' sdpa would."""
+    chosen: list[bool] = []
+    for module in (g_copies, trainers):
+        monkeypatch.setattr(module, "batch_images", lambda _, wanted: chosen.append(wanted))
+        monkeypatch.setattr(module, "embed_patches_by_convolution", lambda _: None)
+    policy: Any = SimpleNamespace(device=torch.device(device))
+    nothing: Any = None
+    copies = g_copies.GCopies(policy, policy, nothing, nothing, 4, nothing)
+    copies.choose_tower()
+    trl: Any = SimpleNamespace(
+        trainer=SimpleNamespace(
+            engine_options=SimpleNamespace(engine="trl"), model=policy, ref_model=policy
+        )
+    )
+    TrainerStep.choose_tower(trl)
+    assert chosen == [batched] * 4
+
+
+def test_the_attention_of_a_tower_is_named(tiny: Bench) -> None:
+    batch_images(tiny.policy, True)
+    assert g_copies.tower_attention(tiny.policy) == "sdpa, images of one size together"
+    assert tiny.baselines_tower() == "sdpa"
 
 
 def test_settings_of_another_model_are_not_those_of_the_profile() -> None:

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
+from benchmarks.grpo_step.models import SHAPES
 from stages.core.machine import Gpu, Torch
 from stages.core.params import Params, check_params, parse_settings
+from stages.generation.batch_size import MAX_GPU_ROWS, fitting_rows, row_bytes
+from stages.generation.variants import REAL
+from stages.generation.windows import Question, Variant, cut_windows
 from stages.profiles.checks import Machine, describe_needs
 from stages.profiles.measured import (
     FILE,
@@ -21,6 +26,7 @@ from stages.profiles.measured import (
 from stages.profiles.needs import needs
 from stages.profiles.schema import Model, Profile, Scale, load_profile, merge
 from stages.profiles.times import (
+    AUTO_ROWS,
     BACKWARD_SECONDS,
     COMPLETION_SECONDS,
     DISK_RATE,
@@ -31,8 +37,11 @@ from stages.profiles.times import (
     REFERENCE,
     TOKEN_SECONDS,
     TRAINER_SECONDS,
+    batch_rows,
+    decode_loops,
     evaluation_parts,
     known_gpu,
+    reference_passes,
     state_bytes,
     step_parts,
     training_parts,
@@ -184,9 +193,67 @@ def test_ablations_triple_the_answers_and_not_the_starts() -> None:
     one = evaluation_parts(params_with(), MODEL, SCALE, H200, Measured())
     ablated = params_with(evaluate={"ablations": True})
     three = evaluation_parts(ablated, MODEL, SCALE, H200, Measured())
-    for part in ("products", "sampling", "long answers"):
-        assert three[part] == pytest.approx(3 * one[part])
+    assert three["products"] == pytest.approx(3 * one["products"])
+    # three times the rows fill batches better
+    for part in ("sampling", "long answers"):
+        assert one[part] < three[part] < 3 * one[part]
     assert three["starts"] == one["starts"]
+
+
+def test_decoding_loops_are_those_of_the_windows() -> None:
+    params = params_with()
+    assert batch_rows(params) == AUTO_ROWS == MAX_GPU_ROWS
+    # of each modality, a window of 556 rows takes a batch of 512 and one of 44
+    assert decode_loops(params, 2225, 2225) == 4 * 2
+    assert decode_loops(params, 512, 512) == 1
+    assert decode_loops(params, 0.5, 0.5) == 1
+    fixed = params_with(evaluate={"batch_size": 64})
+    assert decode_loops(fixed, 2225, 2225) == 32 * 2
+    # many images make small windows
+    assert decode_loops(params, 1024, 8 * 1024) == 8
+    tests = evaluation_parts(params, MODEL, SCALE, H200, Measured())
+    loops = 8 * decode_loops(params, 88_996 * 0.2 / 8, 88_996 * 0.2 / 8)
+    assert tests["sampling"] == pytest.approx(15 * loops * 10 * TOKEN_SECONDS, rel=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(2225, 512), (3162, 512), (700, 64)])
+def test_decoding_loops_are_near_those_of_questions(rows: int, batch: int) -> None:
+    questions = [Question({REAL: Variant("", (f"{number}.png",))}) for number in range(rows)]
+    counted = sum(-(-len(window) // batch) for window in cut_windows(questions, batch))
+    params = params_with(evaluate={"batch_size": batch})
+    assert decode_loops(params, rows, rows) == pytest.approx(counted, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl-2b", "qwen2.5-vl-3b"])
+def test_rows_of_an_automatic_batch_fit_into_forty_gigabytes(name: str) -> None:
+    shape = SHAPES[name]
+    config = AutoConfig.for_model(shape.family, text_config=shape.text).get_text_config()
+    per_row = row_bytes(config, 2, prefix=220, suffix=80, answer=256)
+    weights = 8 * 10**9
+    assert fitting_rows(40 * 10**9 - weights, per_row) == AUTO_ROWS
+
+
+def test_the_tail_of_long_answers_stays_where_answers_were_measured() -> None:
+    rates = Measured(questions_per_second=100.0)
+    estimated = evaluation_parts(params_with(), MODEL, SCALE, H200, Measured())
+    measured = evaluation_parts(params_with(), MODEL, SCALE, H200, rates)
+    assert measured["long answers"] == estimated["long answers"] > 0
+    passes = Measured(questions_per_second=100.0, pass_seconds=2 * TOKEN_SECONDS)
+    slower = evaluation_parts(params_with(), MODEL, SCALE, H200, passes)
+    assert slower["long answers"] == pytest.approx(2 * estimated["long answers"])
+    assert slower["answers"] == measured["answers"]
+
+
+def test_the_reference_passes_once_more_where_completions_leave_the_drafts() -> None:
+    assert reference_passes(params_with()) == 1 / 8
+    think = params_with(prompt={"style": "think"})
+    assert reference_passes(think) == 1 + 1 / 8
+    alone = params_with(prompt={"style": "think"}, grpo={"reference_steps": 1})
+    assert reference_passes(alone) == 1
+    assert reference_passes(params_with(grpo={"beta": 0.0})) == 0
+    assert sum(step_parts(alone, MODEL, H200).values()) < sum(
+        step_parts(think, MODEL, H200).values()
+    )
 
 
 def test_measured_rates_replace_what_they_measure() -> None:
@@ -194,7 +261,7 @@ def test_measured_rates_replace_what_they_measure() -> None:
     estimate = needs(params_with(), MODEL, SCALE, NAME, rates)
     assert set(estimate.training_parts) == {"steps", "long completions", "states", "starts"}
     assert estimate.training_parts["steps"] == pytest.approx(STEPS * 0.2 / 3600, rel=1e-6)
-    assert set(estimate.evaluation_parts) == {"answers", "starts"}
+    assert set(estimate.evaluation_parts) == {"answers", "long answers", "starts"}
     questions = 88_996 * 0.2 * 15
     assert estimate.evaluation_parts["answers"] == pytest.approx(questions / 100 / 3600, rel=1e-6)
     assert estimate.training == pytest.approx(sum(estimate.training_parts.values()))
@@ -204,7 +271,7 @@ def test_measured_rates_replace_what_they_measure() -> None:
 
 def measurement(params: Params, **changes: Any) -> dict[str, Any]:
     """gpu.json of a benchmark in the setting of these params."""
-    seconds = {"shared": {"step": 0.5}, "drafted": {"step": 0.3}}
+    seconds = {"shared": {"step": 0.9}, "drafted": {"step": 0.5}, "training": {"step": 0.3}}
     return {
         "device": {"name": NAME},
         "steps": {
@@ -212,7 +279,7 @@ def measurement(params: Params, **changes: Any) -> dict[str, Any]:
             "qwen2-vl-2b-no-think": {
                 "setting": training_setting(params),
                 "profile": "full",
-                "rows": [{"seconds": seconds}],
+                "rows": [{"model": "qwen2-vl-2b", "seconds": seconds}],
             },
         },
         "evaluation": {
@@ -221,7 +288,7 @@ def measurement(params: Params, **changes: Any) -> dict[str, Any]:
                 "questions_per_second": 200.0,
             }
         },
-        "pass_seconds": {"full": 0.02},
+        "pass_seconds": {"tiny": {"full": 0.001}, "qwen2-vl-2b": {"full": 0.02}},
     } | changes
 
 
@@ -247,6 +314,10 @@ def test_a_measurement_of_this_gpu_and_setting_is_read(tmp_path: Path) -> None:
         {"grpo": {"draft_nodes": 0}},
         {"grpo": {"bf16": False}},
         {"grpo": {"top_k": 0}},
+        {"grpo": {"reference_steps": 1}},
+        {"grpo": {"loader_workers": 0}},
+        {"grpo": {"compile": True}},
+        {"grpo": {"cuda_graphs": True}},
         {"base": {"source": "me/mine"}},
         {"base": {"dtype": "bfloat16"}},
         {"prompt": {"style": "think"}},
@@ -273,6 +344,11 @@ def test_a_measurement_of_another_gpu_or_form_is_not_used(tmp_path: Path) -> Non
     assert read_measured(params, NAME, path) == Measured()
     evaluated = write(tmp_path, measurement(params, steps={}))
     assert read_measured(params, NAME, evaluated) == Measured(questions_per_second=200.0)
+    # single steps alone, as measured before, are not those of a training
+    single = measurement(params)
+    del single["steps"]["qwen2-vl-2b-no-think"]["rows"][0]["seconds"]["training"]
+    rates = read_measured(params, NAME, write(tmp_path, single))
+    assert rates == Measured(pass_seconds=0.02, questions_per_second=200.0)
 
 
 def test_the_committed_measurement_has_the_form_that_is_read() -> None:

@@ -15,6 +15,7 @@ import pytest
 from flows.scheduling import gpu_share
 from flows.scheduling.gpu_share import check_shares, smallest_memory, training_memory
 from flows.scheduling.slots import find_slots
+from stages.core import disk_space
 from stages.core.errors import InputError
 from stages.core.params import load_params
 from stages.profiles.needs import memory
@@ -32,6 +33,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "infra" / "profiles", tmp_path / "infra" / "profiles")
     monkeypatch.setattr(gpu_share, "smallest_memory", lambda _: H200)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda _: 2 * 10**12)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     return tmp_path
 
@@ -66,7 +68,7 @@ def test_a_training_that_does_not_fit_into_its_share_is_refused_with_numbers_and
     assert model is not None
     assert needed == sum(memory(load_params(root / "params.yaml"), model).values())
     assert H200 / 2 < needed < H200
-    numbers = r"about 71\.8 GiB .* 1/2 of 140\.4 GiB is 70\.2 GiB: use at most 1, or lower"
+    numbers = r"about 72\.2 GiB .* 1/2 of 140\.4 GiB is 70\.2 GiB: use at most 1, or lower"
     with pytest.raises(InputError, match=numbers):
         find_slots(root, slots_per_gpu=2)
     assert find_slots(root).names == ("0", "1")
@@ -74,6 +76,41 @@ def test_a_training_that_does_not_fit_into_its_share_is_refused_with_numbers_and
     assert len(find_slots(root, slots_per_gpu=2).names) == 4
     with pytest.raises(InputError, match="use at most 2"):
         find_slots(root, slots_per_gpu=3)
+
+
+def test_memory_is_that_of_the_most_images_of_a_question(root: Path) -> None:
+    several = (
+        "extends: full\n"
+        "scale: {questions: 100, images: 400, images_per_question: 2.0,"
+        " most_images_per_question: 8}\n"
+        "params:\n  grpo: {prompts_per_device: 1, gradient_accumulation_steps: 4}\n"
+    )
+    set_profile(root, several)
+    model = load_profile("full")[1].model
+    assert model is not None
+    params = load_params(root / "params.yaml")
+    one, eight = (sum(memory(params, model, images).values()) for images in (1, 8))
+    assert training_memory(root) == eight > one
+
+
+def test_states_of_all_trainings_at_a_time_must_fit_on_the_disk(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = "extends: full\nparams:\n  grpo: {prompts_per_device: 1, fused_head: true}\n"
+    set_profile(root, fused)
+    state = 3 * 4 * 2_209_000_000
+    # two GPUs with two trainings each, three states per training
+    monkeypatch.setattr(disk_space, "free_bytes", lambda _: 12 * state)
+    check_shares(root, ["0", "1"], 2)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda _: 12 * state - 1)
+    with pytest.raises(InputError, match=r"4 trainings at a time write 296\.2 GiB of states"):
+        check_shares(root, ["0", "1"], 2)
+    check_shares(root, ["0"], 2)
+    # states that are there already are not written again
+    folder = root / ".scratch" / "train" / "ct"
+    folder.mkdir(parents=True)
+    (folder / "state").write_bytes(b"0")
+    check_shares(root, ["0", "1"], 2)
 
 
 def test_the_largest_training_decides(root: Path) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Final
@@ -185,7 +185,7 @@ class Run:
 
 def _steps(
     folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any], shallower: int, clock: Any
-) -> Iterator[dict[str, float]]:
+) -> Generator[dict[str, float], None, None]:
     """Train on questions, step by step: the seconds of each by part."""
     import torch
 

@@ -30,7 +30,7 @@ from stages.generation.batch_size import BatchSize
 from stages.generation.generate import answer_greedily
 from stages.generation.variants import REAL
 from stages.generation.windows import BLANK, Key, Question, Variant, cut_windows
-from stages.policy.attention import choose_attention
+from stages.policy.attention import avoid_cudnn, choose_attention
 from stages.policy.decoding import COMPACT_BELOW
 from stages.policy.loading import load_policy, load_processor
 from stages.policy.vision_attention import batch_images
@@ -91,6 +91,7 @@ def set_up(case: Case, folder: Path) -> Bench:
         processor = load_processor(BASE)
         policy.to(device)
     else:
+        avoid_cudnn()
         weights = getattr(torch, dtype)
         attention = choose_attention(case.attention, weights, custom_masks=True)
         policy = build_policy(SHAPES[case.model], device, 0, weights, attention)

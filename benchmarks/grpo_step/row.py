@@ -36,6 +36,7 @@ def measure_row(
     plan = setup.plan
     steps: Any = setup.steps(group, completion)
     compared = partial(compare, steps["shared"], steps["g_copies"], setup.examples[:1])
+    differences: Mapping[str, float | None]
     differences = setup.attempt(compared) or {"max_logp_diff": None, "grad_rel_diff": None}
     cell = f"G={group} C={completion} images={setup.images}"
     times, memory = run_steps(setup, steps, cell, report)
@@ -149,8 +150,9 @@ def _kernels(
     """Kernels of the steps, and per step of a training without thoughts."""
     kernels: dict[Way, dict[str, float] | None] = {}
     for way in setup.plan.traced:
-        if way in seconds:
-            kernels[way] = setup.attempt(partial(_trace, setup, steps[way]))
+        step = steps[way]
+        if way in seconds and step is not None:
+            kernels[way] = setup.attempt(partial(_trace, setup, step))
     if "drafted" in seconds and "training" in seconds:
         kernels["training"] = setup.attempt(partial(trace_training, setup, group, completion))
     return kernels

@@ -13,7 +13,7 @@ import torch
 from stages.core.errors import InputError
 from stages.core.params import Grpo, Params, Towers, check_params, load_params, parse_settings
 from stages.grpo.trainer import deterministic
-from stages.policy.attention import choose_attention
+from stages.policy.attention import avoid_cudnn, choose_attention
 from stages.profiles.measured import training_setting
 from stages.profiles.schema import load_profile, merge
 from stages.profiles.splice import reset
@@ -75,7 +75,8 @@ class Setting:
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
     def prepare_process(self) -> None:
-        """Set threads and determinism as stage train does, if they are those of a profile."""
+        """As stage train does: which kernels; of a profile also threads and determinism."""
+        avoid_cudnn()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             deterministic(self.grpo.seed)

@@ -124,8 +124,8 @@ def memory(params: Params, model: Model, images: int = ONE.most) -> dict[str, in
     if grpo.gradient_checkpointing:  # one layer is recomputed while the next is stored
         activations_mb = (prompt_mb + completion_mb) * 2 / model.layers
     else:
-        stored = FROZEN_TOWER_SHARE if grpo.freeze_vision_tower else 1.0
-        activations_mb = stored * prompt_mb + completion_mb
+        share = FROZEN_TOWER_SHARE if grpo.freeze_vision_tower else 1.0
+        activations_mb = share * prompt_mb + completion_mb
     # logits, their logarithms and the gradient of them, in float32
     logits = 0 if grpo.fused_head else 3 * 4 * completion_tokens * model.vocabulary
     stored = {

@@ -204,7 +204,8 @@ def test_copies_and_ours_agree_about_several_images(tiny: Bench) -> None:
 
 
 def test_every_implementation_learns_from_completions_of_the_same_length(tiny: Bench) -> None:
-    for step in tiny.steps(GROUP, COMPLETION).values():
+    steps: Any = tiny.steps(GROUP, COMPLETION)
+    for step in steps.values():
         before = {
             name: parameter.detach().clone() for name, parameter in tiny.policy.named_parameters()
         }

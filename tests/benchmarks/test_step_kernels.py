@@ -40,7 +40,8 @@ def test_each_line_counts_its_kernels_by_part(capsys: pytest.CaptureFixture[str]
     assert parts["token by token"]["completions"]["kernels"] > 0
     assert parts["token by token"]["sampling"]["kernels"] > 500
     assert parts["drafts"]["completions"]["kernels"] < 100
-    assert parts["drafts"]["sampling"]["kernels"] < 100
+    # the draws alone, whatever the depth
+    assert parts["drafts"]["sampling"]["kernels"] < 200
     ahead = parts["the reference for 8 steps"]["reference"]["kernels"]
     assert ahead < parts["drafts"]["reference"]["kernels"] / 4
     show(list(rows.values()))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stages.profiles.measured import Measured
 from stages.profiles.schema import Scale
 from stages.profiles.shown import shapes_of
-from stages.profiles.times import answer_parts, evaluation_parts
+from stages.profiles.times import answer_parts, decode_loops, evaluation_parts
 from stages.profiles.variants import (
     Answers,
     added,
@@ -115,9 +115,15 @@ def test_hours_are_those_of_each_variant_with_its_images() -> None:
     params = params_with(evaluate={"ablations": True}, volume={"frames": 4})
     parts = evaluation_parts(params, MODEL, size, H200, Measured())
     questions = SCALE.questions * 0.2 * 15
+    counts = expected_answers(params, size).values()
+    of_modality = SCALE.questions * 0.2 / len(params.modalities)
+    rows = of_modality * sum(count.answers for count in counts)
+    loops = decode_loops(params, rows, of_modality * sum(count.images for count in counts))
     for part in ("products", "sampling"):
         # as asked, blank, exchanged, reordered; half of both contexts; one removed; the middle
-        of_four, of_three, of_one = (answer_parts(params, MODEL, H200, n)[part] for n in (4, 3, 1))
+        of_four, of_three, of_one = (
+            answer_parts(params, MODEL, H200, n, rows / loops)[part] for n in (4, 3, 1)
+        )
         assert parts[part] == pytest.approx(questions * (5 * of_four + of_three + of_one))
     assert "answers" not in parts
 

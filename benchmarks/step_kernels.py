@@ -12,7 +12,7 @@ as answers without thoughts nearly are.
 Each line adds one thing to the line before. Kernels: operations on tensors that are no views, in
 one optimiser step, mean over as many steps as the reference takes at once. Milliseconds: from
 loading to updated weights, mean over as many steps, medians of --steps rounds with all lines in
-turn. Both by part; the constants of stages/profiles/times.py come from these.
+turn; in float32, as a CPU takes far longer to compute in bfloat16 than to launch. Both by part.
 """
 
 from __future__ import annotations
@@ -66,11 +66,13 @@ def main() -> None:
     from stages.core.outputs import write_json
     from stages.core.provenance import collect_provenance
 
-    parser = build_parser("step_kernels", __doc__, quick="2 rounds, an eighth of the depth")
+    parser = build_parser(
+        "step_kernels", __doc__, quick="1 round, an eighth of the depth, kernels in float32"
+    )
     parser.add_argument("--steps", type=int, default=2, help="rounds that are timed")
     arguments = parser.parse_args()
     silence_libraries()
-    rows = measure(2, 8) if arguments.quick else measure(arguments.steps)
+    rows = measure(1, 8, bf16=False) if arguments.quick else measure(arguments.steps)
     show(rows)
     if arguments.json:
         write_json(arguments.json, {"rows": rows, "provenance": collect_provenance({})})
@@ -90,8 +92,11 @@ def show(rows: list[dict[str, Any]]) -> None:
         console.print(table)
 
 
-def measure(steps: int, shallower: int = 1) -> list[dict[str, Any]]:
-    """Kernels and milliseconds of each line, at the depth of the 2B divided by `shallower`."""
+def measure(steps: int, shallower: int = 1, *, bf16: bool = True) -> list[dict[str, Any]]:
+    """Kernels and milliseconds of each line, at the depth of the 2B divided by `shallower`.
+
+    `bf16`: kernels are those of autocast, as in `full`, which take a CPU minutes.
+    """
     import torch
 
     from benchmarks.grpo_step.models import question_rows
@@ -104,36 +109,44 @@ def measure(steps: int, shallower: int = 1) -> list[dict[str, Any]]:
         "loader_workers": 0,
         "cuda_graphs": False,
     }
-    runs = []
+    lines: list[tuple[str, dict[str, Any]]] = []
+    for name, changes in LINES:
+        settings = settings | changes
+        lines.append((name, settings))
+    kernels: dict[str, Counter[str]] = {}
+    seconds: dict[str, list[Counter[str]]] = {name: [] for name, _ in lines}
     with tempfile.TemporaryDirectory(prefix="step-kernels-") as folder:
         rows = question_rows(Path(folder), (2 + (1 + steps) * AHEAD) * PROMPTS)
-        for number, (name, changes) in enumerate(LINES):
-            settings = settings | changes
-            run = Run(Path(folder) / str(number), rows, settings, shallower)
-            runs.append((name, settings["reference_steps"], run))
-        kernels: dict[str, Counter[str]] = {}
-        seconds: dict[str, list[Counter[str]]] = {name: [] for name, _, _ in runs}
-        for name, count, run in runs:
-            run.step()  # drafts learn what is written
-            kernels[name] = sum((run.count_kernels() for _ in range(count)), Counter())
+        runs = []
+        for number, (name, each) in enumerate(lines):
+            at = Path(folder) / f"{number}"
+            counted = Run(at.with_suffix(".counted"), rows, each | {"bf16": bf16}, shallower)
+            counted.step()  # drafts learn what is written
+            cycle = range(each["reference_steps"])
+            kernels[name] = sum((counted.count_kernels() for _ in cycle), Counter())
+            counted.close()
+            run = Run(at.with_suffix(".timed"), rows, each | {"bf16": False}, shallower)
+            run.step()
+            runs.append((name, cycle, run))
         for _ in range(steps):
-            for name, count, run in runs:
-                timed = [run.step() for _ in range(count)]
+            for name, cycle, run in runs:
+                timed = [run.step() for _ in cycle]
                 seconds[name].append(
-                    Counter({part: mean(each[part] for each in timed) for part in PARTS})
+                    Counter({part: mean(step[part] for step in timed) for part in PARTS})
                 )
         for _, _, run in runs:
             run.close()
     results = []
-    for name, count, _ in runs:
+    for name, each in lines:
+        count = each["reference_steps"]
         parts = {
             part: {
                 "kernels": kernels[name][part] / count,
-                "ms": 1000 * median(each[part] for each in seconds[name]),
+                "ms": 1000 * median(round_[part] for round_ in seconds[name]),
             }
             for part in PARTS
         }
-        total = 1000 * median(each.total() for each in seconds[name])
+        total = 1000 * median(round_.total() for round_ in seconds[name])
         results.append(
             {"name": name, "kernels": kernels[name].total() / count, "ms": total, "parts": parts}
         )
@@ -246,7 +259,7 @@ def _build_trainer(
         batch_images(policy)
     changes = {
         name: settings[name]
-        for name in ("draft_nodes", "reference_steps", "loader_workers", "cuda_graphs")
+        for name in ("draft_nodes", "reference_steps", "loader_workers", "cuda_graphs", "bf16")
     } | {
         "num_generations": GROUP,
         "prompts_per_device": PROMPTS,

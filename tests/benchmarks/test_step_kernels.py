@@ -42,7 +42,8 @@ def test_each_line_counts_its_kernels_by_part(capsys: pytest.CaptureFixture[str]
     assert parts["drafts"]["completions"]["kernels"] < 100
     # the draws alone, whatever the depth
     assert parts["drafts"]["sampling"]["kernels"] < 200
-    ahead = parts["the reference for 8 steps"]["reference"]["kernels"]
-    assert ahead < parts["drafts"]["reference"]["kernels"] / 4
+    # without workers it loads the images of the steps ahead, too
+    ahead = parts["images by workers"]["reference"]["kernels"]
+    assert ahead < parts["drafts"]["reference"]["kernels"] / 2
     show(list(rows.values()))
     assert "prompt pass" in capsys.readouterr().out

@@ -50,7 +50,10 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from _paragraph(
             "**No GPU was at hand. These are numbers of a small model on a CPU. They say that the"
-            " script runs, and nothing of a GPU: neither hours nor ratios carry over.**"
+            " script runs, and nothing of a GPU: neither hours nor ratios carry over.** A CPU"
+            " without instructions for bfloat16 may take far longer for a convolution, by which TRL"
+            " and Med-R1 embed patches, than for a product, by which ours does: ratios are then"
+            " above those of the FLOPs."
         )
     for name in result["failed"]:
         yield ""

@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help repro full dashboard check test lint types format lock install clean
 
 help:
-	@echo "make repro   install, then run the pipeline and print the results (7 to 12 minutes on 2 cores the first time)"
+	@echo "make repro   install, then run the pipeline and print the results (7 to 19 minutes on 2 cores the first time)"
 	@echo "make test    install, then lint, check types and run every test (about 15 minutes on 2 cores)"
 	@echo "make check   the fast loop while you work: lint, types and the quick tests (at most 3 minutes on 2 cores)"
 	@echo "make full    the paper's setting on GPUs: check this machine, set params.yaml and data.dvc, run (PROFILE=full-3b; docs/full-scale.md)"
@@ -31,7 +31,7 @@ help:
 	@echo "make clean   remove .venv and caches; results and the DVC cache stay"
 
 repro: $(INSTALLED)
-	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. 7 to 11 minutes on 2 cores; what is up to date is skipped."
+	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. 7 to 19 minutes on 2 cores; what is up to date is skipped."
 	@med-r1 reproduce
 	@echo "== make repro took $$(( $$(date +%s) - $(STARTED) )) s, install included"
 	@med-r1 report

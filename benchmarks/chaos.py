@@ -34,6 +34,7 @@ from benchmarks.command_line import build_parser
 from flows.dvc_api.processes import guarded_processes
 from flows.prefect_api.client import create_work_pools, open_client
 from flows.scheduling.slots import find_slots
+from stages.core.cli import exit_on_termination
 from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
@@ -53,8 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="default: 20, with --quick 1")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    # server and worker end with this process
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    exit_on_termination()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     services = Services(folder)
     rng = random.Random(arguments.seed)  # noqa: S311  (delays, no secrets)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from flows.dvc_api.lock_file import read_locked_stages
 from flows.scheduling import durations
 from flows.scheduling.slots import cpu_threads
 from stages.core import layout
+from stages.core.cli import exit_on_termination
 from stages.core.cores import available_cores
 from stages.core.distributed.matrix_product import measure_in_subprocess
 from stages.core.outputs import read_json, write_json
@@ -53,8 +53,7 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
     parser.add_argument("--durations", type=Path, help="write the durations of the stages here")
     arguments = parser.parse_args()
-    # end as with Ctrl-C: without the clone, and with what was started
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    exit_on_termination()
     threads = cpu_threads(REPOSITORY) or 1
     before = measure_in_subprocess(threads)
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:

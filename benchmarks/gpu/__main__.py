@@ -30,7 +30,8 @@ from typing import Any, Final
 from benchmarks.gpu.comparison import predictions
 from benchmarks.gpu.matrix import STYLES, hours, pass_seconds
 from benchmarks.gpu.page import page
-from benchmarks.gpu.parts import exit_on_signals, is_current, origin, run_part
+from benchmarks.gpu.parts import is_current, origin, run_part
+from stages.core.cli import exit_on_termination
 from stages.core.outputs import atomic_file, read_json, write_json
 from stages.core.provenance import collect_provenance
 
@@ -51,8 +52,8 @@ def main() -> int:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     current = device()
-    with exit_on_signals():
-        failed, missing, more_minutes = measure(commands(arguments), current, arguments)
+    exit_on_termination()
+    failed, missing, more_minutes = measure(commands(arguments), current, arguments)
     result = {
         "device": current,
         **collect(out, current),

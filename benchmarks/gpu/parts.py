@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -106,8 +102,8 @@ def run_part(command: Sequence[str], timeout: float) -> int | None:
     """Exit code of a command, or None if it did not end in `timeout` seconds.
 
     All its processes have then ended, and its temporary files are deleted: also on an exception,
-    such as KeyboardInterrupt or that of `exit_on_signals`. A guard runs it in a session of its own
-    and ends the group when this process closes a pipe, or is gone.
+    such as KeyboardInterrupt or that of `stages.core.cli.exit_on_termination`. A guard runs it in a
+    session of its own and ends the group when this process closes a pipe, or is gone.
     """
     with tempfile.TemporaryDirectory(prefix="gpu-part-", ignore_cleanup_errors=True) as folder:
         scratch = Path(folder) / "tmp"
@@ -127,21 +123,3 @@ def run_part(command: Sequence[str], timeout: float) -> int | None:
         finally:
             process.stdin.close()
             process.wait()
-
-
-@contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise SystemExit, so that what runs is ended and cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: object) -> None:
-        sys.exit(128 + number)
-
-    before = {each: signal.signal(each, leave) for each in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,7 +8,8 @@ from typing import Annotated, Final, Literal
 from typer import Option
 
 from flows.command_line.application import app, command
-from flows.prefect_api.environment import exit_on_termination, use_own_prefect
+from flows.prefect_api.environment import use_own_prefect
+from stages.core.cli import exit_on_termination
 
 PANEL: Final = "Run"
 Only = Annotated[

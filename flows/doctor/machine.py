@@ -11,9 +11,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.doctor.findings import Finding, Level
-from flows.dvc_api.output_sizes import free_space, read_output_sizes, tree_size
+from flows.dvc_api.output_sizes import free_space, read_output_sizes
 from flows.dvc_api.repository import cache_folder
 from stages.core import layout
+from stages.core.disk_space import tree_size
 from stages.core.errors import InputError
 from stages.core.git import unknown_commit
 from stages.core.machine import ask_torch, format_bytes, gpu_lines, installed

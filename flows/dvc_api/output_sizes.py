@@ -9,7 +9,7 @@ from pathlib import Path
 from flows.dvc_api.graph import Stage
 from flows.dvc_api.lock_file import read_locked_stages
 from flows.dvc_api.repository import cache_folder
-from stages.core.disk_space import free_bytes
+from stages.core.disk_space import free_bytes, tree_size
 from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 
@@ -36,28 +36,6 @@ def out_size(root: Path, stage: Stage, sizes: OutputSizes) -> int | None:
             return None
         total += size
     return total
-
-
-def tree_size(path: Path) -> int | None:
-    """Bytes of a file, or of all files in a folder, hard links once; None if it is missing."""
-    if path.is_file():
-        return path.stat().st_size
-    if not path.is_dir():
-        return None
-    sizes: dict[tuple[int, int], int] = {}  # (device, inode) -> bytes
-    folders = [str(path)]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    else:
-                        info = entry.stat(follow_symlinks=False)
-                        sizes.setdefault((info.st_dev, info.st_ino), info.st_size)
-        except FileNotFoundError:  # deleted meanwhile
-            continue
-    return sum(sizes.values())
 
 
 def free_space(root: Path) -> int:

@@ -8,12 +8,9 @@ a profile that names a server, must not decide how a flow of this one runs.
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from stages.core import layout
@@ -65,21 +62,6 @@ def use_own_prefect(root: Path) -> None:
         ) from error
     for name, value in variables.items():
         os.environ.setdefault(name, value)
-
-
-def exit_on_termination() -> None:
-    """Let SIGTERM and SIGHUP end this process by SystemExit, unless they are handled or ignored.
-
-    Prefect stops its temporary server at exit. By default these signals end a process without, and
-    the server would run on until the next flow finds it.
-    """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _exit)
-
-
-def _exit(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def startup_seconds() -> int:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.core import layout
-from stages.core.disk_space import find_shortages
+from stages.core.disk_space import find_shortages, tree_size
 from stages.core.errors import InputError
 from stages.core.machine import format_bytes, query_gpus
 from stages.core.params import Params, load_params
-from stages.profiles.needs import OUTPUT_PATHS, STATES, disk, folder_size, memory
+from stages.profiles.needs import OUTPUT_PATHS, STATES, disk, memory
 from stages.profiles.schema import FOLDER, Profile, load_profile
 from stages.profiles.shown import ONE
 from stages.profiles.splice import reset
@@ -47,7 +47,7 @@ def _check_disk(root: Path, trainings: int) -> None:
     params, profile = known
     folder = root / OUTPUT_PATHS[STATES]
     at_a_time = min(trainings, len(params.checkpoints))
-    missing = disk(params, profile, at_a_time).get(STATES, 0) - folder_size(folder)
+    missing = disk(params, profile, at_a_time).get(STATES, 0) - (tree_size(folder) or 0)
     for _, needed, free in find_shortages({folder: max(missing, 0)}):
         raise InputError(
             f"{at_a_time} trainings at a time write {format_bytes(needed)} of states to resume from"

@@ -1,12 +1,14 @@
-"""Stage entry point: results, or one clear message and an `ExitCode` (stages.core.errors)."""
+"""Entry points: results, or one clear message and an `ExitCode` (stages.core.errors)."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from stages.core.disk_space import free_bytes
 from stages.core.errors import ExitCode, InputError, ReportedError
@@ -42,6 +44,21 @@ def stage_parser(stage: str, description: str | None) -> argparse.ArgumentParser
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def exit_on_termination() -> None:
+    """Let SIGTERM and SIGHUP end this process by SystemExit, unless they are handled or ignored.
+
+    By default they end a process at once: without its `finally` blocks, so what it started runs on
+    and its temporary files remain.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _exit)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _outcome_of(error: BaseException) -> StageOutcome:

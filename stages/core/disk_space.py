@@ -1,7 +1,8 @@
-"""Free disk space, and which disks are too small for what is about to be written."""
+"""Disk space: what is free, what files take, and which disks are too small for what is to come."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -41,6 +42,28 @@ def free_bytes(path: Path) -> int:
 def disk_of(path: Path) -> int:
     """Device number of the disk on which a path is, or would be created."""
     return _existing(path).stat().st_dev
+
+
+def tree_size(path: Path) -> int | None:
+    """Bytes of a file, or of all files in a folder, hard links once; None if it is missing."""
+    if path.is_file():
+        return path.stat().st_size
+    if not path.is_dir():
+        return None
+    sizes: dict[tuple[int, int], int] = {}  # (device, inode) -> bytes
+    folders = [str(path)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        info = entry.stat(follow_symlinks=False)
+                        sizes.setdefault((info.st_dev, info.st_ino), info.st_size)
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+    return sum(sizes.values())
 
 
 def _existing(path: Path) -> Path:

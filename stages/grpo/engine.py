@@ -42,6 +42,7 @@ from stages.grpo.resume import ResumableRollout
 from stages.grpo.rollout import draws, sample_drafted
 from stages.grpo.scoring import EngineOptions, SharedScoring
 from stages.grpo.vllm_rollout import patch_generate
+from stages.policy.autocast import store_rounded
 from stages.policy.compilation import compile_layers, uncompiled
 from stages.policy.decoding import Sampling
 from stages.policy.prefill import prefill_prompts
@@ -80,6 +81,8 @@ class MedGRPOTrainer(ResumableRollout, SharedScoring):
                     compile_layers(policy)
             if self.ref_model is not None and batches_images(self.model):
                 batch_images(self.ref_model)
+            if self.ref_model is not None and self.args.bf16 and not self.is_deepspeed_enabled:
+                store_rounded(self.ref_model, torch.bfloat16)  # DeepSpeed rounds all weights
         if self.use_vllm:
             patch_generate(self.vllm_generation, backbone(self.model).config.image_token_id)
         cache_bytes = engine_options.vision_cache_bytes

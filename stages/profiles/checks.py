@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from stages.core.cards.licence import EMBEDDED
-from stages.core.disk_space import disk_of, find_shortages
+from stages.core.disk_space import disk_of, find_shortages, tree_size
 from stages.core.machine import Gpu, Torch, ask_torch, format_bytes, gpu_lines, installed
 from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, find_obstacle, wrong_weights
 from stages.profiles.measured import FILE, read_measured
-from stages.profiles.needs import OUTPUT_PATHS, Needs, disk, folder_size, memory, needs
+from stages.profiles.needs import OUTPUT_PATHS, Needs, disk, memory, needs
 from stages.profiles.schema import Model, Profile, Scale, merge
 from stages.profiles.shown import ONE
 from stages.profiles.times import shown_images
@@ -265,7 +265,7 @@ def _disk(
     """
     # a resumed run has written most of it
     missing = sum(
-        max(0, size - folder_size(root / OUTPUT_PATHS[purpose]))
+        max(0, size - (tree_size(root / OUTPUT_PATHS[purpose]) or 0))
         for purpose, size in outputs.items()
     )
     needed = Counter({root: missing})

@@ -8,9 +8,7 @@ time; without them, hours are right to a factor of about two.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from stages.core import layout
@@ -24,6 +22,7 @@ from stages.profiles.times import (
     Parts,
     evaluation_parts,
     known_gpu,
+    reference_bytes,
     shown_images,
     state_bytes,
     to_hours,
@@ -137,7 +136,7 @@ def memory(params: Params, model: Model, images: int = ONE.most) -> dict[str, in
         "weights in bfloat16": _cast_weights(params, model),
         "gradients": _gradients_beside(params, trained * weight_bytes, sum(stored.values())),
         "Adam": trained * weight_bytes * 2,
-        "reference": model.parameters * weight_bytes if grpo.beta and not grpo.lora else 0,
+        "reference": reference_bytes(params, model),
         **stored,
         "CUDA": CUDA_BYTES,
     }
@@ -185,11 +184,3 @@ def disk(params: Params, profile: Profile, trainings: int) -> dict[str, int]:
         states = max(trainings, 1) * 3 * state_bytes(params, profile.model)
         written[STATES] = states if params.grpo.save_steps or params.grpo.save_minutes else 0
     return written
-
-
-def folder_size(path: Path) -> int:
-    """Bytes of all files in a folder; 0 if it is missing."""
-    size = 0
-    for folder, _, names in os.walk(path):
-        size += sum((Path(folder) / name).lstat().st_size for name in names)
-    return size

@@ -75,6 +75,10 @@ class Model(SettingsGroup):
     parameters: PositiveInt
     vision_parameters: PositiveInt
     """Of them, those of the vision tower."""
+    embedding_parameters: PositiveInt | None = None
+    """Of them, those of token embeddings that are the output layer too; null: unknown, estimated as
+    if the reference kept all of its weights in float32.
+    """
     vocabulary: PositiveInt
     layers: PositiveInt
     prompt_tflop: PositiveFloat

@@ -180,16 +180,35 @@ def weight_traffic(params: Params, model: Model) -> float:
     size = weight_size(params)
     computed = 2 if _in_bfloat16(params) else size
     cast = size + computed if computed < size else 0  # read and write
-    reference = reference_passes(params)
     forwards = 1 if foresees(params) else 2  # with the completions in a pass of their own
     backwards = 1 if foresees(params) else 2
-    read = (forwards + reference) * (cast + computed) + backwards * computed
+    read = forwards * (cast + computed) + backwards * computed
+    rounded = _rounded_in_reference(params, model)
+    reference = model.parameters * (cast + computed) - rounded * cast
     # a gradient is written, read, and written or added to in the weights' type
     gradients = backwards * (computed + cast) + (passes * backwards - 1) * size / passes
     # clipping: norm, then read and write; Adam: reads 4 tensors and writes 3
     update = 3 * size + 7 * size
     trained = trained_parameters(params, model)
-    return passes * (model.parameters * read + trained * gradients) + trained * update
+    passed = model.parameters * read + reference_passes(params) * reference + trained * gradients
+    return passes * passed + trained * update
+
+
+def reference_bytes(params: Params, model: Model) -> int:
+    """Bytes of the reference's weights; none without one, and adapters have none of their own."""
+    if not params.grpo.beta or params.grpo.lora:
+        return 0
+    size = weight_size(params)
+    return model.parameters * size - _rounded_in_reference(params, model) * (size - 2)
+
+
+def _rounded_in_reference(params: Params, model: Model) -> int:
+    """Parameters that the reference has in bfloat16, as autocast would convert them."""
+    grpo = params.grpo
+    is_rounded = grpo.bf16 and grpo.engine == "shared-prefix" and weight_size(params) == 4
+    if not is_rounded or model.embedding_parameters is None:
+        return 0
+    return model.parameters - model.embedding_parameters
 
 
 def evaluation_parts(

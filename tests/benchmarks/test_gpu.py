@@ -346,9 +346,10 @@ def start_part(tmp_path: Path, seconds: float) -> tuple[subprocess.Popen[str], i
     code = (
         "import sys\n"
         "from benchmarks.gpu import parts\n"
+        "from stages.core.cli import exit_on_termination\n"
         f"command = [sys.executable, {str(part)!r}]\n"
-        "with parts.exit_on_signals():\n"
-        f"    print('code', parts.run_part(command, {seconds}))\n"
+        "exit_on_termination()\n"
+        f"print('code', parts.run_part(command, {seconds}))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

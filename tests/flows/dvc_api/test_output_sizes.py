@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from flows.dvc_api.graph import Stage
-from flows.dvc_api.output_sizes import out_size, read_output_sizes, tree_size
+from flows.dvc_api.output_sizes import out_size, read_output_sizes
 from stages.core.errors import InputError
 from stages.core.machine import format_bytes
 
@@ -41,16 +40,6 @@ def test_the_size_of_an_import_is_the_pinned_one(tmp_path: Path) -> None:
         "outs:\n- {md5: 0a, size: 7525614, path: data/raw/corpus.zip}\n", encoding="utf-8"
     )
     assert out_size(tmp_path, stage("data.dvc", "data/raw/corpus.zip"), {}) == 7525614
-
-
-def test_hard_links_count_once_and_symlinks_are_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "folder" / "deep").mkdir(parents=True)
-    (tmp_path / "folder" / "one").write_bytes(b"x" * 1000)
-    os.link(tmp_path / "folder" / "one", tmp_path / "folder" / "deep" / "same")
-    (tmp_path / "folder" / "loop").symlink_to(tmp_path / "folder")
-    size = tree_size(tmp_path / "folder")
-    assert size is not None
-    assert size - (tmp_path / "folder" / "loop").lstat().st_size == 1000
 
 
 def test_a_missing_lock_file_means_that_nothing_ran(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ without a GPU: --models tiny, a small model in the setting of `full`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ from benchmarks.gpu.comparison import predictions
 from benchmarks.gpu.matrix import STYLES, hours, pass_seconds
 from benchmarks.gpu.page import page
 from benchmarks.gpu.parts import is_current, origin, run_part
+from flows.scheduling.slots import visible_gpus
 from stages.core.cli import exit_on_termination
+from stages.core.machine import find_c_compiler
 from stages.core.outputs import atomic_file, read_json, write_json
 from stages.core.provenance import collect_provenance
 
@@ -51,7 +54,17 @@ def main() -> int:
     arguments = _arguments()
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    # a part is one process on one GPU: the first
+    if gpus := visible_gpus():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
     current = device()
+    if current["name"] != "cpu" and find_c_compiler() is None:
+        print(
+            "error: TRL's head is compiled on a GPU, and there is no gcc or clang: apt-get install"
+            " gcc libc6-dev, or name one in the environment variable CC",
+            file=sys.stderr,
+        )
+        return 1
     exit_on_termination()
     failed, missing, more_minutes = measure(commands(arguments), current, arguments)
     result = {

@@ -32,7 +32,7 @@ from stages.core.cores import available_cores
 from stages.core.distributed.devices import SLOTS_PER_GPU
 from stages.core.errors import InputError
 from stages.core.file_lock import LockedError, exclusive_lock, shared_lock
-from stages.core.machine import query_gpus
+from stages.core.machine import device_files, query_gpus
 from stages.core.yaml_files import read_yaml
 
 _SLOT_BYTES: Final = 2 * 2**30
@@ -237,9 +237,12 @@ def host_folder() -> Path:
 
 
 def visible_gpus() -> list[str]:
-    """GPU indices this process may use, from CUDA_VISIBLE_DEVICES or nvidia-smi."""
+    """GPU indices this process may use, from CUDA_VISIBLE_DEVICES, nvidia-smi or the device files.
+
+    A container may have GPUs and no nvidia-smi.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         indices = map(str.strip, visible.split(","))
         return [index for index in indices if index not in ("", "-1", "NoDevFiles")]
-    return query_gpus("index")
+    return query_gpus("index") or [str(index) for index, _ in enumerate(device_files())]

@@ -6,11 +6,14 @@ Read by stages/profiles, flows/doctor and flows/scheduling.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
 
 _ASK: Final = """
@@ -93,6 +96,17 @@ def query_gpus(
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in process.stdout.splitlines() if line.strip()]
+
+
+def device_files() -> list[Path]:
+    """The device file of each NVIDIA GPU that this machine, or this container, has."""
+    return sorted(each for each in Path("/dev").glob("nvidia[0-9]*") if each.is_char_device())
+
+
+def find_c_compiler() -> str | None:
+    """The C compiler that Triton builds the launcher of its kernels with; None if there is none."""
+    named = os.environ.get("CC")
+    return named if named is not None else shutil.which("gcc") or shutil.which("clang")
 
 
 def gpu_lines() -> list[str]:

@@ -71,7 +71,7 @@ def prefill_images(
             torch.cuda.empty_cache()
             continue
         parts.append(list(prompt_pass.keys_values))
-        lengths += prompts.mask.sum(1).tolist()
+        lengths += prompts.lengths
         next_positions.append(following)
         del waiting[:count]
     layers = _join_passes(parts, max(lengths))
@@ -158,13 +158,16 @@ def _prefix_prompts(
     positions, _ = backbone(policy).get_rope_index(
         ids, (ids == image_token).int(), image_grid_thw=grids, attention_mask=mask
     )
-    device = policy.device
     prompts = PromptBatch(
-        ids=ids[:, :-1].to(device),
-        mask=mask[:, :-1].to(device),
-        positions=positions[..., :-1].to(device),
-        pixel_values=torch.cat([image.patches for image in all_images]).to(device),
-        image_grid_thw=grids.to(device),
+        ids=ids[:, :-1],
+        mask=mask[:, :-1],
+        positions=positions[..., :-1],
+        pixel_values=torch.cat([image.patches for image in all_images]),
+        image_grid_thw=grids,
         image_counts=tuple(map(len, sequences)),
+        lengths=tuple(len(row) - 1 for row in rows),
     )
-    return prompts, positions[..., -1].to(device)
+    device = policy.device
+    if device.type == "cuda":  # the host prepares the next pass while the device copies
+        prompts = prompts.pin_memory()
+    return prompts.to(device, non_blocking=True), positions[..., -1].to(device)

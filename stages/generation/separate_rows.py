@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from stages.policy.kv_cache import PreallocatedLayer
-from stages.policy.masks import additive
+from stages.policy.masks import additive, aligned
 
 
 class SeparateRows:
@@ -64,5 +64,5 @@ class SeparateRows:
             layer.select_rows(rows)
         self._positions = self._positions[:, rows]
         if self._mask is not None:
-            self._mask = self._mask[rows]
+            self._mask = aligned(self._mask[rows])
         return True

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import compress
 from typing import Any, Final
 
@@ -173,6 +174,13 @@ def without_drafts(prompt_pass: PromptPass) -> DraftPass:
     return DraftPass(prompt_pass.keys_values, prompt_pass.logits[:, None], DraftTrie())
 
 
+@lru_cache(maxsize=2)  # the policy's, and the one that the reference takes several steps with
+def _on_device(trie: DraftTrie, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (N,), depths (N,) and ancestry (N, N) of a trie, which seldom changes: copied once."""
+    tokens, depths = torch.tensor(trie.tokens), torch.tensor(trie.depths[1:])
+    return tokens.to(device), depths.to(device), trie.ancestry().to(device)
+
+
 def prefill_with_drafts(
     policy: nn.Module, prompts: PromptBatch, image_inputs: ImageInputs, trie: DraftTrie
 ) -> DraftPass:
@@ -180,12 +188,11 @@ def prefill_with_drafts(
     batch, width = prompts.ids.shape
     drafted = len(trie)
     device = prompts.ids.device
-    tokens = torch.tensor(trie.tokens, device=device)
-    depths = torch.tensor(trie.depths[1:], device=device)
+    tokens, depths, ancestry = _on_device(trie, device)
     sees = torch.zeros(width + drafted, width + drafted, dtype=torch.bool, device=device)
     sees[:width, :width] = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     sees[width:, :width] = True
-    sees[width:, width:] = trie.ancestry().to(device)
+    sees[width:, width:] = ancestry
     real = torch.cat([prompts.mask.bool(), prompts.mask.new_ones(batch, drafted).bool()], dim=1)
     with narrow_last_layer(policy, drafted + 1):
         outputs = policy(

@@ -296,7 +296,7 @@ def _unpack(tensors: dict[str, torch.Tensor], others: list[dict[str, Any]]) -> l
         names = [name for name in batch if name.startswith(_PROMPTS)]
         fields = {name.removeprefix(_PROMPTS): batch.pop(name) for name in names}
         if fields:
-            for name in ("image_counts", "image_paths"):
+            for name in ("image_counts", "lengths", "image_paths"):
                 fields[name] = tuple(fields[name])
             batch["rollout"] = Rollout([], PromptBatch(**fields))
     return batches

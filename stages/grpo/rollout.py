@@ -23,7 +23,7 @@ from stages.grpo.drafts import DraftPass, without_drafts
 from stages.policy.compilation import CapturedStep
 from stages.policy.decoding import Sampling, decode
 from stages.policy.kv_cache import FixedWidthLayer, PreallocatedLayer
-from stages.policy.masks import additive
+from stages.policy.masks import additive, aligned
 from stages.policy.prefill import PromptPass
 from stages.policy.prompt_batch import PromptBatch
 
@@ -194,7 +194,8 @@ class PackedRows:
         for layer in self._cache.layers:
             layer.columns = columns
         visible = self._column <= columns[-1]
-        return self._forward(tokens, positions, self._mask.masked_fill(~visible, -torch.inf))
+        mask = aligned(self._mask.masked_fill(~visible, -torch.inf))
+        return self._forward(tokens, positions, mask)
 
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         logits: Tensor = self._policy(

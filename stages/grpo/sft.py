@@ -33,6 +33,7 @@ from stages.grpo.resume import Resumable
 from stages.grpo.trainer import (
     StepProgress,
     lora_config,
+    make_backward_strict,
     save_callbacks,
     shared_arguments,
 )
@@ -173,6 +174,7 @@ def build_sft_trainer(
         )
     embed_patches_by_product(policy)
     trainer.remove_callback(PrinterCallback)  # StepProgress prints the same in one line
+    make_backward_strict(trainer)
     return trainer
 
 

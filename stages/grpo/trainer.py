@@ -197,6 +197,7 @@ def build_trainer(
         ),
     )
     trainer.remove_callback(PrinterCallback)  # StepProgress prints the same in one line
+    make_backward_strict(trainer)
     return trainer
 
 
@@ -328,6 +329,25 @@ def deterministic(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # otherwise torch fills every new tensor, to show reads of memory that nothing was written to
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def make_backward_strict(trainer: Any) -> None:
+    """Let the backward passes of a trainer raise where torch would warn (`deterministic`).
+
+    CUDA's attention is deterministic only so: where torch is to warn, it takes the faster kernel.
+    """
+    backward = trainer.accelerator.backward
+
+    def strict(*arguments: Any, **options: Any) -> None:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(enabled, warn_only=False)
+        try:
+            backward(*arguments, **options)
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+    trainer.accelerator.backward = strict
 
 
 def save_policy(trainer: Any, processor: Any, folder: Path) -> None:

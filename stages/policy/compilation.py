@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -72,15 +73,46 @@ class CapturedStep:
 
     def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(each.clone() for each in inputs)
-        stream = torch.cuda.Stream()
+        stream, pool = _stream_and_pool()
         stream.wait_stream(torch.cuda.current_stream())
-        # autocast's casts of the weights were made by the pass over the prompts, and live until the
-        # outermost autocast ends: none is made within the capture
-        with torch.cuda.stream(stream):
+        # autocast's casts of weights that are trained were made by the pass over the prompts, and
+        # live until the outermost autocast ends; those of frozen weights are part of each replay
+        with torch.cuda.stream(stream), _plain_algorithms():
             for _ in range(WARM_UP):
                 function(*self._inputs)
+            graph = torch.cuda.CUDAGraph()
+            # `torch.cuda.graph` would first give all unused memory back to the device, tens of GB
+            # in each rollout; other threads, such as the loader's, may allocate meanwhile
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
+                self._output = function(*self._inputs)
+            finally:
+                graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # other threads, such as the loader's, may allocate meanwhile
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._output = function(*self._inputs)
+        self._graph = graph
+
+
+@cache
+def _stream_and_pool() -> tuple[torch.cuda.Stream, Any]:
+    """The stream and the memory of all captures of this process.
+
+    Each stream has a workspace of cuBLAS that is never freed. The memory of a graph that is gone is
+    that of the next.
+    """
+    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+
+@contextmanager
+def _plain_algorithms() -> Iterator[None]:
+    """Inside, torch does not replace algorithms by deterministic ones.
+
+    It would sort the columns that a step writes to the cache; they are distinct, so that the plain
+    kernel has one result.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

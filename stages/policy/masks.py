@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -24,9 +25,19 @@ def additive(mask: Tensor, policy: Any) -> Tensor:
     dtype = unwrap(policy).dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-    *rows, width = mask.shape
-    numbers = torch.zeros(*rows, width + -width % _ALIGNMENT, dtype=dtype, device=mask.device)
-    return numbers[..., :width].masked_fill_(~mask, -torch.inf)
+    numbers = _aligned_zeros(mask.shape, dtype, mask.device)
+    return numbers.masked_fill_(~mask, -torch.inf)
+
+
+def aligned(numbers: Tensor) -> Tensor:
+    """The same numbers (..., T) in rows as `additive` lays them, which indexing does not keep."""
+    return _aligned_zeros(numbers.shape, numbers.dtype, numbers.device).copy_(numbers)
+
+
+def _aligned_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    *rows, width = shape
+    zeros = torch.zeros(*rows, width + -width % _ALIGNMENT, dtype=dtype, device=device)
+    return zeros[..., :width]
 
 
 def include_diagonal(mask: Tensor) -> Tensor:

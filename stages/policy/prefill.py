@@ -62,7 +62,7 @@ def prefill_prompts(
     """Run B prompts and their images through the policy."""
     # without padding None selects the attention's own causal mask, which fast kernels support
     mask = None
-    if not bool(prompts.mask.all()):
+    if prompts.is_padded:
         width = prompts.ids.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
         seen = include_diagonal(causal & prompts.mask.bool()[:, None, :])

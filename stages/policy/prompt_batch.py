@@ -20,7 +20,8 @@ class PromptBatch:
 
     `ids` and `mask`: (B, P); `positions`: (3, B, P), M-RoPE; `pixel_values`: (patches, features)
     and `image_grid_thw`: (images, 3), of all prompts in order; `image_counts`: images per prompt;
-    `image_paths`: of all images in order, where they are known; empty: of none.
+    `lengths`: tokens per prompt, known without asking the device; `image_paths`: of all images in
+    order, where they are known; empty: of none.
     """
 
     ids: Tensor
@@ -29,11 +30,17 @@ class PromptBatch:
     pixel_values: Tensor
     image_grid_thw: Tensor
     image_counts: tuple[int, ...]
+    lengths: tuple[int, ...]
     image_paths: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """B."""
         return len(self.ids)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether a prompt is shorter than P."""
+        return min(self.lengths) < self.ids.shape[1]
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> PromptBatch:
         """The same batch on a device."""
@@ -84,6 +91,7 @@ class PromptBatch:
             torch.cat([patches[row] for row in rows]),
             torch.cat([grids[row] for row in rows]),
             tuple(self.image_counts[row] for row in rows),
+            tuple(self.lengths[row] for row in rows),
             tuple(chain.from_iterable(paths[row] for row in rows)),
         )
 
@@ -104,6 +112,7 @@ def concatenate_prompts(batches: Sequence[PromptBatch]) -> PromptBatch:
         pixel_values=torch.cat([each.pixel_values for each in batches]),
         image_grid_thw=torch.cat([each.image_grid_thw for each in batches]),
         image_counts=tuple(chain.from_iterable(each.image_counts for each in batches)),
+        lengths=tuple(chain.from_iterable(each.lengths for each in batches)),
         image_paths=paths if known else (),
     )
 
@@ -142,6 +151,7 @@ def process_prompts(
         pixel_values=fields["pixel_values"].to(device),
         image_grid_thw=fields["image_grid_thw"].to(device),
         image_counts=image_counts,
+        lengths=tuple(fields["attention_mask"].sum(1).tolist()),
     )
 
 

@@ -8,8 +8,8 @@ transformers would look for a package flash-attn first.
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any, Final
+from itertools import chain, pairwise
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,19 +32,50 @@ _plans = WeakIdKeyDictionary()
 """Cumulative lengths, the same tensor in all layers of a pass -> `_plan` of it."""
 
 
-def _plan(cumulative: Tensor) -> tuple[list[tuple[int, Tensor]], Tensor]:
-    """(length, places of its patches) for each length, and where each patch stands among these."""
-    if cumulative in _plans:
-        plan: tuple[list[tuple[int, Tensor]], Tensor] = _plans[cumulative]
-        return plan
-    bounds = cumulative.tolist()
-    places: dict[int, list[int]] = {}
-    for start, end in pairwise(bounds):
-        places.setdefault(end - start, []).extend(range(start, end))
-    device = cumulative.device
-    groups = [(length, torch.tensor(each, device=device)) for length, each in places.items()]
-    _plans[cumulative] = groups, torch.cat([each for _, each in groups]).argsort()
-    return groups, _plans[cumulative][1]
+class _Plan(NamedTuple):
+    """How patches are brought into an order by the length of their image.
+
+    `sizes`: each length, and how many patches the images of that length have together; `order`: the
+    places of all patches in this order; `back`: where each patch stands in it.
+    """
+
+    sizes: list[tuple[int, int]]
+    order: Tensor
+    back: Tensor
+
+
+def _plan(cumulative: Tensor) -> _Plan:
+    if cumulative not in _plans:
+        places: dict[int, list[int]] = {}
+        for start, end in pairwise(cumulative.tolist()):
+            places.setdefault(end - start, []).extend(range(start, end))
+        order = torch.tensor([*chain.from_iterable(places.values())])
+        sizes = [(length, len(each)) for length, each in places.items()]
+        device = cumulative.device
+        _plans[cumulative] = _Plan(sizes, order.to(device), order.argsort().to(device))
+    plan: _Plan = _plans[cumulative]
+    return plan
+
+
+class _Permute(torch.autograd.Function):
+    """`states.index_select(dim, order)` of a permutation, whose inverse the gradient takes.
+
+    torch adds up the gradients of an index, with a sort on a GPU: dozens of launches in place of
+    one, in every block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, dim: int, order: Tensor, back: Tensor) -> Tensor:
+        """`back`: the inverse of `order`."""
+        ctx.dim = dim
+        ctx.save_for_backward(back)
+        return states.index_select(dim, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Of the states alone."""
+        (back,) = ctx.saved_tensors
+        return gradients[0].index_select(ctx.dim, back), None, None, None
 
 
 def attend_by_length(
@@ -79,11 +110,16 @@ def attend_by_length(
     # no length is above the largest, so all are equal if this is so; it asks the device for nothing
     if max_length_q * (len(cu_seq_lens_q) - 1) == query.shape[2]:
         return attend(max_length_q, *states)[None], None
-    groups, order = _plan(cu_seq_lens_q)
+    plan = _plan(cu_seq_lens_q)
+    counts = [count for _, count in plan.sizes]
+    parts = [_Permute.apply(each, 1, plan.order, plan.back).split(counts, 1) for each in states]
     attended = torch.cat(
-        [attend(length, *(each[:, places] for each in states)) for length, places in groups]
+        [
+            attend(length, *of_length)
+            for (length, _), of_length in zip(plan.sizes, zip(*parts, strict=True), strict=True)
+        ]
     )
-    return attended[order][None], None
+    return _Permute.apply(attended, 0, plan.back, plan.order)[None], None
 
 
 def loadable(implementations: dict[str, str]) -> dict[str, str]:

@@ -11,7 +11,15 @@ from typing import Any, Final, Literal
 
 from stages.core.cards.licence import EMBEDDED
 from stages.core.disk_space import disk_of, find_shortages, tree_size
-from stages.core.machine import Gpu, Torch, ask_torch, format_bytes, gpu_lines, installed
+from stages.core.machine import (
+    Gpu,
+    Torch,
+    ask_torch,
+    find_c_compiler,
+    format_bytes,
+    gpu_lines,
+    installed,
+)
 from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, find_obstacle, wrong_weights
 from stages.profiles.measured import FILE, read_measured
@@ -92,6 +100,7 @@ def findings(
         *_gpu_memory(profile.model, profile.scale, params, machine.gpus, tree),
         *_flash_attention(params, machine),
         *_deepspeed(params),
+        *_compiler(params, machine),
         *_sources(fetched, params),
         *_weights(profile, params),
         *_disk(disk(params, profile, len(machine.gpus)), fetched, root),
@@ -226,6 +235,24 @@ def _deepspeed(params: Params) -> Iterator[ProfileFinding]:
             "stops",
             f"grpo.parallel is {params.grpo.parallel}, and deepspeed is not installed",
             "pip install --no-build-isolation '.[gpu]', or set grpo.parallel: auto",
+        )
+
+
+def _compiler(params: Params, machine: Machine) -> Iterator[ProfileFinding]:
+    """Kernels that Triton compiles on a GPU: TRL's chunked head, and those of torch.compile."""
+    grpo = params.grpo
+    users = {
+        "grpo.engine: trl": grpo.engine == "trl",
+        "grpo.fused_head": grpo.fused_head,
+        "grpo.compile": grpo.compile,
+    }
+    users_named = [name for name, uses in users.items() if uses]
+    if machine.gpus and users_named and find_c_compiler() is None:
+        yield ProfileFinding(
+            "C compiler",
+            "stops",
+            f"{' and '.join(users_named)} compiles kernels on a GPU, and there is no gcc or clang",
+            "apt-get install gcc libc6-dev, or name one in the environment variable CC",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -276,6 +277,39 @@ def test_existing_results_are_reused_and_failures_reported(
     assert gpu.main() == 0
     assert measured == ["evaluation-tiny-no-think", "evaluation-tiny-think"]
     assert "| tiny-think | bfloat16 | 100.0 | 25.0 | 4.00 |" in out.with_suffix(".md").read_text()
+
+
+def test_the_first_of_several_gpus_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    def measure(*_: Any) -> int:
+        seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return 1
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    monkeypatch.setattr(gpu, "device", lambda: dict(DEVICE))
+    monkeypatch.setattr(gpu, "run_part", measure)
+    monkeypatch.setattr(gpu, "collect_provenance", lambda facts: facts)
+    monkeypatch.setattr(gpu, "find_c_compiler", lambda: "/usr/bin/gcc")
+    options = ["--models", "tiny", "--parts", "learning", "--out", str(tmp_path / "gpu")]
+    monkeypatch.setattr(sys, "argv", ["gpu", *options])
+    assert gpu.main() == 1
+    assert seen == ["3"]
+
+
+def test_on_a_gpu_a_compiler_is_asked_for_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "visible_gpus", list)
+    monkeypatch.setattr(gpu, "find_c_compiler", lambda: None)
+    monkeypatch.setattr(gpu, "device", lambda: {**DEVICE, "name": "NVIDIA H200"})
+    options = ["--models", "tiny", "--out", str(tmp_path / "gpu")]
+    monkeypatch.setattr(sys, "argv", ["gpu", *options])
+    assert gpu.main() == 1
+    assert "apt-get install gcc" in capsys.readouterr().err
+    assert not (tmp_path / "gpu.md").exists()
 
 
 def test_results_of_another_command_device_code_or_setting_are_not_reused(

@@ -105,7 +105,7 @@ def sample_constant(
     policy: Any = ConstantPolicy(torch.tensor(probabilities).log().tolist())
     ones = torch.ones(1, 1, dtype=torch.long)
     positions = torch.zeros(3, 1, 1, dtype=torch.long)
-    prompts = PromptBatch(ones, ones, positions, torch.zeros(0), torch.zeros(0, 3), (0,))
+    prompts = PromptBatch(ones, ones, positions, torch.zeros(0), torch.zeros(0, 3), (0,), (1,))
     sampling = Sampling(max_tokens=tokens, eos_ids=(0,), pad=9, **options)
     prompt_pass = PromptPass((), policy.logits[None])
     uniform = draws(1, [0], group, tokens)

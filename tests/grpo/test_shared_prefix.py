@@ -222,7 +222,8 @@ def test_selected_prompts_are_scored_as_in_the_whole_batch(tmp_path: Path) -> No
 
 
 def text_batch(ids: Tensor, mask: Tensor, positions: Tensor) -> PromptBatch:
-    return PromptBatch(ids, mask, positions, torch.zeros(0), torch.zeros(0, 3), (0,))
+    lengths = tuple(mask.sum(1).tolist())
+    return PromptBatch(ids, mask, positions, torch.zeros(0), torch.zeros(0, 3), (0,), lengths)
 
 
 def test_a_completion_attends_to_its_prompt_and_itself_only() -> None:

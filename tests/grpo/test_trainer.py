@@ -9,7 +9,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from stages.core.errors import InputError
 from stages.grpo.batch import ExampleBatch, PromptCollator
 from stages.grpo.data.dataset import train_dataset
-from stages.grpo.trainer import build_trainer, grpo_config
+from stages.grpo.trainer import build_trainer, deterministic, grpo_config
 from stages.policy.loading import check_policy_files, load_policy, vision_token_ids
 from stages.policy.prompt_batch import process_prompts
 from tests.grpo.tiny import (
@@ -136,3 +136,26 @@ def test_more_image_tokens_than_images_are_refused(tmp_path: Path) -> None:
     message = "image_pad.* tokens in the prompts should be the same as the number of images"
     with pytest.raises((InputError, ValueError, StopIteration, IndexError), match=message):
         process_prompts(processor(), embedded_policy(), rows, torch.device("cpu"))
+
+
+def test_backward_passes_are_deterministic_and_do_not_only_warn(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    deterministic(0)
+    modes = []
+    weight = torch.ones(1, requires_grad=True)
+    weight.register_hook(lambda _: modes.append(torch.get_deterministic_debug_mode()))
+    try:
+        trainer.accelerator.backward(2 * weight.sum())
+        assert modes == [2], "an error"
+        assert torch.get_deterministic_debug_mode() == 1, "a warning"
+        weight.register_hook(lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.accelerator.backward(2 * weight.sum())
+        assert torch.get_deterministic_debug_mode() == 1
+        torch.use_deterministic_algorithms(False)
+        modes.clear()
+        with pytest.raises(ZeroDivisionError):
+            trainer.accelerator.backward(2 * weight.sum())
+        assert modes == [0], "where nobody asked for it"
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -53,6 +53,24 @@ def test_features_are_those_of_one_image_at_a_time(family: str, images: str) -> 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_images_of_several_sizes_are_brought_into_order_by_one_index_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of queries, keys, values and the result: not one for each size, whose gradients are added."""
+    policy = random_policy("qwen2_5_vl")
+    applied: list[int] = []
+    original = vision_attention._Permute.apply
+
+    def counting(states: Tensor, dim: int, *places: Tensor) -> Any:
+        applied.append(dim)
+        return original(states, dim, *places)
+
+    monkeypatch.setattr(vision_attention._Permute, "apply", counting)
+    features_and_gradients(policy, torch.tensor(GRIDS["windows with edges"]), BATCHED)
+    windowed = len(policy.model.visual.blocks) - 1
+    assert applied == [1, 1, 1, 0] * windowed
+
+
 def test_equal_images_take_one_call_and_lengths_are_asked_for_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

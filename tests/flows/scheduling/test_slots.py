@@ -97,6 +97,19 @@ def test_slots_are_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pass
 
 
+def test_gpus_are_found_where_there_is_no_nvidia_smi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container: its device files keep the numbers of the host, torch counts anew."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("flows.scheduling.slots.query_gpus", lambda _: [])
+    files = [Path("/dev/nvidia2"), Path("/dev/nvidia5")]
+    monkeypatch.setattr("flows.scheduling.slots.device_files", lambda: files)
+    assert find_slots(tmp_path).names == ("0", "1")
+    monkeypatch.setattr("flows.scheduling.slots.device_files", list)
+    assert find_slots(tmp_path).names == ("cpu-0",)
+
+
 @pytest.mark.parametrize(
     ("cores", "gigabytes", "threads", "count"),
     [

@@ -89,6 +89,8 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         # they open files and share tensors, and keep their images of the epoch before
         "dataloader_persistent_workers": grpo.loader_workers > 0,
         "dataloader_prefetch_factor": _prefetch_factor(grpo),
+        # the default of Python 3.14 would copy the policy to each worker
+        "dataloader_multiprocessing_context": "fork" if grpo.loader_workers else None,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "accelerator_config": {"non_blocking": torch.cuda.is_available()},
         # without it several processes on CPUs do not form a group

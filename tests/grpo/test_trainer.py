@@ -62,6 +62,13 @@ def test_workers_prepare_what_the_reference_takes_at_once_and_one_batch_more(
     assert grpo_config(grpo, tmp_path, "ct").dataloader_prefetch_factor == batches
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_are_forked_whatever_pythons_default(tmp_path: Path, workers: int) -> None:
+    trainer = tiny_trainer(tmp_path, loader_workers=workers)
+    context = trainer.get_train_dataloader().base_dataloader.multiprocessing_context
+    assert (context and context.get_start_method()) == ("fork" if workers else None)
+
+
 def test_a_loader_pins_the_tensors_of_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

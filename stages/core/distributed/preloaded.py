@@ -163,14 +163,16 @@ def _serve(
     if connection.recv(1) != GO:
         return
     supervisor = os.getpid()
+    leads, led = os.pipe()
     worker = os.fork()
     if not worker:
+        os.close(leads)
         connection.close()
-        _become(request, descriptors, supervisor)
-    for descriptor in descriptors:
+        _become(request, descriptors, supervisor, led)
+    for descriptor in (*descriptors, led):
         os.close(descriptor)
-    with suppress(OSError):  # the worker does so too; whichever comes first
-        os.setpgid(worker, worker)
+    os.read(leads, 1)  # until the worker leads the group that signals go to, or has ended
+    os.close(leads)
     setproctitle(f"supervisor of {worker}")
     _watch(worker, connection)
 
@@ -221,11 +223,18 @@ def _end_leftovers(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _become(request: Request, descriptors: Sequence[int], supervisor: int) -> NoReturn:
-    """Do a stage process's work in this fork, and end as an interpreter would."""
+def _become(request: Request, descriptors: Sequence[int], supervisor: int, led: int) -> NoReturn:
+    """Do a stage process's work in this fork, and end as an interpreter would.
+
+    In a session of its own, as a guard starts each stage: Linux shares the cores out by session
+    first (sched_autogroup), so all workers in one would get no more than one other program.
+
+    `led` is closed when this process leads its session and group.
+    """
     code = 1
     try:
-        os.setpgid(0, 0)
+        os.setsid()
+        os.close(led)
         if end_with_parent(supervisor):
             _take_over(request, descriptors)
             code = _run(request.module)

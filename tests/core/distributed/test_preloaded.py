@@ -347,9 +347,11 @@ def test_a_worker_whose_supervisor_is_killed_ends_and_the_stage_says_so(
 
 
 def test_several_workers_run_at_once(folder: Path, server: Server) -> None:
-    one, worker, _ = wait(folder, server, "one")
+    one, worker, child = wait(folder, server, "one")
     other, second, _ = wait(folder, server, "other")
     assert worker != second
+    # Linux shares the cores out by session: as with stages of guards, each has its own
+    assert [os.getsid(each) for each in (worker, child, second)] == [worker, worker, second]
     (folder / "other").touch()
     assert other.communicate(timeout=60)[0] == "done\n"
     assert one.poll() is None

@@ -60,8 +60,8 @@ def main() -> int:
     current = device()
     if current["name"] != "cpu" and find_c_compiler() is None:
         print(
-            "error: TRL's head is compiled on a GPU, and there is no gcc or clang: apt-get install"
-            " gcc libc6-dev, or name one in the environment variable CC",
+            "error: TRL's losses are compiled on a GPU, and there is no gcc or clang: apt-get"
+            " install gcc libc6-dev, or name one in the environment variable CC",
             file=sys.stderr,
         )
         return 1

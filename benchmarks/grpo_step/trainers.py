@@ -142,6 +142,8 @@ class TrainerStep:
         trainer: Any = self.trainer
         trainer.beta = beta
         trainer.ref_model = reference
+        if grpo.engine == "shared-prefix":
+            trainer.prepare_reference()  # in place: it computes the same, for the other ways too
         # TRL >= 1.10 weights the KL with the ratio, which adds to its gradient even where the ratio
         # is 1; Med-R1 does not
         trainer.args.use_bias_correction_kl = False

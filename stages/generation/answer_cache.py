@@ -9,6 +9,7 @@ deleted at any time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from stages.generation.generate import Answers, Completion
 from stages.generation.windows import BLANK, Key, Question, Variant, Window, shown_by
 
 _INCOMPLETE: Final = ".incomplete"
+_NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ABANDONED_SECONDS: Final = 3600.0
 
 
@@ -62,7 +64,9 @@ class AnswerCache:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno not in (*_NOT_WRITABLE, errno.EEXIST, errno.ENOTDIR):
+                raise
             raise self._unwritable(error) from error
 
     def add(self, key: str, rows: Sequence[Key], answers: Answers) -> None:
@@ -83,7 +87,9 @@ class AnswerCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
             raise self._unwritable(error) from error
         finally:
             temporary.unlink(missing_ok=True)
@@ -134,8 +140,9 @@ class AnswerCache:
         for _, path, size in sorted(files):
             if excess <= 0:
                 break
-            path.unlink(missing_ok=True)
-            excess -= size
+            with suppress(OSError):  # what cannot be deleted stays: the answers are written
+                path.unlink(missing_ok=True)
+                excess -= size
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

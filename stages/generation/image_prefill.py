@@ -159,15 +159,16 @@ def _prefix_prompts(
         ids, (ids == image_token).int(), image_grid_thw=grids, attention_mask=mask
     )
     prompts = PromptBatch(
-        ids=ids[:, :-1],
-        mask=mask[:, :-1],
-        positions=positions[..., :-1],
+        ids=ids[:, :-1].contiguous(),
+        mask=mask[:, :-1].contiguous(),
+        positions=positions[..., :-1].contiguous(),
         pixel_values=torch.cat([image.patches for image in all_images]),
         image_grid_thw=grids,
         image_counts=tuple(map(len, sequences)),
         lengths=tuple(len(row) - 1 for row in rows),
     )
+    following = positions[..., -1].contiguous()
     device = policy.device
     if device.type == "cuda":  # the host prepares the next pass while the device copies
-        prompts = prompts.pin_memory()
-    return prompts.to(device, non_blocking=True), positions[..., -1].to(device)
+        prompts, following = prompts.pin_memory(), following.pin_memory()
+    return prompts.to(device, non_blocking=True), following.to(device, non_blocking=True)

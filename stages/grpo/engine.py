@@ -75,14 +75,9 @@ class MedGRPOTrainer(ResumableRollout, SharedScoring):
             excluded = (*self.eos_token_ids, *(self.generation_config.suppress_tokens or ()))
             self._drafts = Drafts(engine_options.draft_seeds, excluded, engine_options.draft_nodes)
         if engine_options.engine == "shared-prefix":
-            for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
-                embed_patches_by_product(policy)
-                if engine_options.compile:
-                    compile_layers(policy)
-            if self.ref_model is not None and batches_images(self.model):
-                batch_images(self.ref_model)
-            if self.ref_model is not None and self.args.bf16 and not self.is_deepspeed_enabled:
-                store_rounded(self.ref_model, torch.bfloat16)  # DeepSpeed rounds all weights
+            self._make_faster(self.accelerator.unwrap_model(self.model))
+            if self.ref_model is not None:
+                self.prepare_reference()
         if self.use_vllm:
             patch_generate(self.vllm_generation, backbone(self.model).config.image_token_id)
         cache_bytes = engine_options.vision_cache_bytes
@@ -90,6 +85,19 @@ class MedGRPOTrainer(ResumableRollout, SharedScoring):
         self._tower_frozen = not any(
             p.requires_grad for name, p in self.model.named_parameters() if ".visual." in f".{name}"
         )
+
+    def prepare_reference(self) -> None:
+        """Let the reference compute as the policy does; for one that is set after this trainer."""
+        self._make_faster(self.ref_model)
+        if batches_images(self.model):
+            batch_images(self.ref_model)
+        if self.args.bf16 and not self.is_deepspeed_enabled:  # which rounds all weights
+            store_rounded(self.ref_model, torch.bfloat16)
+
+    def _make_faster(self, policy: Any) -> None:
+        embed_patches_by_product(policy)
+        if self.engine_options.compile:
+            compile_layers(policy)
 
     # -- batches -----------------------------------------------------------------------------------
 

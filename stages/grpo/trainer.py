@@ -33,6 +33,7 @@ from stages.grpo.rewards import reward_functions
 from stages.grpo.scoring import EngineOptions
 from stages.grpo.vllm_rollout import generation_kwargs, require_vllm, vllm_arguments
 from stages.grpo.watch import TrainingWatch
+from stages.policy.determinism import deterministic_mode
 from stages.policy.prompt_batch import backbone
 from stages.policy.vision_attention import batches_images
 from stages.prompts.styles import Style
@@ -334,20 +335,16 @@ def deterministic(seed: int) -> None:
 
 
 def make_backward_strict(trainer: Any) -> None:
-    """Let the backward passes of a trainer raise where torch would warn (`deterministic`).
+    """Let torch raise an error in backward passes for what is not deterministic, not only warn.
 
-    CUDA's attention is deterministic only so: where torch is to warn, it takes the faster kernel.
+    In this mode alone CUDA's attention is deterministic: where torch is to warn, it takes the
+    faster kernel.
     """
     backward = trainer.accelerator.backward
 
     def strict(*arguments: Any, **options: Any) -> None:
-        enabled = torch.are_deterministic_algorithms_enabled()
-        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.use_deterministic_algorithms(enabled, warn_only=False)
-        try:
+        with deterministic_mode(enabled=torch.are_deterministic_algorithms_enabled()):
             backward(*arguments, **options)
-        finally:
-            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
     trainer.accelerator.backward = strict
 

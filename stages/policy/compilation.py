@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from stages.policy.determinism import deterministic_mode
 from stages.policy.prompt_batch import backbone
 
 WARM_UP: Final = 2
 """Runs before a capture: libraries allocate what they need in the first ones."""
+_CAPTURE_MODE: Final = "thread_local"
 ENTRIES: Final = 4096
 """Compiled versions of layers that are kept at most."""
 
@@ -73,46 +75,55 @@ class CapturedStep:
 
     def _capture(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(each.clone() for each in inputs)
-        stream, pool = _stream_and_pool()
+        stream, pool, _ = _capture_resources()
         stream.wait_stream(torch.cuda.current_stream())
-        # autocast's casts of weights that are trained were made by the pass over the prompts, and
-        # live until the outermost autocast ends; those of frozen weights are part of each replay
-        with torch.cuda.stream(stream), _plain_algorithms():
+        # Autocast's casts of weights that are trained were made by the pass over the prompts, and
+        # live until the outermost autocast ends; those of frozen weights are part of each replay.
+        # A deterministic algorithm would sort the columns of the cache that a step writes to: they
+        # are distinct, so the plain kernel has one result.
+        with torch.cuda.stream(stream), deterministic_mode(enabled=False):
             for _ in range(WARM_UP):
                 function(*self._inputs)
-            graph = torch.cuda.CUDAGraph()
-            # `torch.cuda.graph` would first give all unused memory back to the device, tens of GB
-            # in each rollout; other threads, such as the loader's, may allocate meanwhile
-            graph.capture_begin(pool, capture_error_mode="thread_local")
-            try:
-                self._output = function(*self._inputs)
-            finally:
-                graph.capture_end()
+            record = partial(_record, function, self._inputs, pool)
+            recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
+            with suppress(torch.OutOfMemoryError):
+                recorded = record()
+            if recorded is None:
+                # a graph has memory of its own: what is cached for others must be given back first
+                torch.cuda.empty_cache()
+                recorded = record()
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = graph
+        self._graph, self._output = recorded
+
+
+def _record(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any
+) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of a function, and the tensor that its replays write to.
+
+    `torch.cuda.graph` would first give all unused memory back to the device: tens of GB, in each
+    rollout.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # other threads, such as the loader's, may allocate meanwhile
+    graph.capture_begin(pool, capture_error_mode=_CAPTURE_MODE)
+    try:
+        output = function(*inputs)
+    finally:
+        graph.capture_end()
+    return graph, output
 
 
 @cache
-def _stream_and_pool() -> tuple[torch.cuda.Stream, Any]:
-    """The stream and the memory of all captures of this process.
+def _capture_resources() -> tuple[torch.cuda.Stream, Any, torch.cuda.CUDAGraph]:
+    """Stream and memory of all captures of this process, and a graph that keeps the memory.
 
     Each stream has a workspace of cuBLAS that is never freed. The memory of a graph that is gone is
-    that of the next.
+    that of the next, as long as some graph has it: torch refuses memory that none has any more.
     """
-    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-
-
-@contextmanager
-def _plain_algorithms() -> Iterator[None]:
-    """Inside, torch does not replace algorithms by deterministic ones.
-
-    It would sort the columns that a step writes to the cache; they are distinct, so that the plain
-    kernel has one result.
-    """
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    keeper = torch.cuda.CUDAGraph()
+    number = torch.zeros(1, device="cuda")
+    with torch.cuda.graph(keeper, pool=pool, stream=stream, capture_error_mode=_CAPTURE_MODE):
+        number.add_(1)
+    return stream, pool, keeper

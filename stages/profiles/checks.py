@@ -100,7 +100,7 @@ def findings(
         *_gpu_memory(profile.model, profile.scale, params, machine.gpus, tree),
         *_flash_attention(params, machine),
         *_deepspeed(params),
-        *_compiler(params, machine),
+        *_compiler(machine),
         *_sources(fetched, params),
         *_weights(profile, params),
         *_disk(disk(params, profile, len(machine.gpus)), fetched, root),
@@ -238,21 +238,15 @@ def _deepspeed(params: Params) -> Iterator[ProfileFinding]:
         )
 
 
-def _compiler(params: Params, machine: Machine) -> Iterator[ProfileFinding]:
-    """Kernels that Triton compiles on a GPU: TRL's chunked head, and those of torch.compile."""
-    grpo = params.grpo
-    users = {
-        "grpo.engine: trl": grpo.engine == "trl",
-        "grpo.fused_head": grpo.fused_head,
-        "grpo.compile": grpo.compile,
-    }
-    users_named = [name for name, uses in users.items() if uses]
-    if machine.gpus and users_named and find_c_compiler() is None:
+def _compiler(machine: Machine) -> Iterator[ProfileFinding]:
+    """TRL's losses are Triton kernels on a GPU, which are compiled when they are first used."""
+    if machine.gpus and find_c_compiler() is None:
         yield ProfileFinding(
             "C compiler",
             "stops",
-            f"{' and '.join(users_named)} compiles kernels on a GPU, and there is no gcc or clang",
-            "apt-get install gcc libc6-dev, or name one in the environment variable CC",
+            "TRL compiles its losses for the GPU, and there is no gcc or clang",
+            "apt-get install gcc libc6-dev (and python3-dev for a distribution's Python), or name a"
+            " compiler in the environment variable CC",
         )
 
 

@@ -76,8 +76,8 @@ class Model(SettingsGroup):
     vision_parameters: PositiveInt
     """Of them, those of the vision tower."""
     embedding_parameters: PositiveInt | None = None
-    """Of them, those of token embeddings that are the output layer too; null: unknown, estimated as
-    if the reference kept all of its weights in float32.
+    """Of them, those of the token embeddings, which the reference keeps in float32; null: unknown,
+    estimated as if it kept all of its weights so.
     """
     vocabulary: PositiveInt
     layers: PositiveInt

@@ -203,10 +203,13 @@ def reference_bytes(params: Params, model: Model) -> int:
 
 
 def _rounded_in_reference(params: Params, model: Model) -> int:
-    """Parameters that the reference has in bfloat16, as autocast would convert them."""
+    """Parameters that the reference has in bfloat16, as autocast would convert them.
+
+    With adapters none: it is the policy without them.
+    """
     grpo = params.grpo
     is_rounded = grpo.bf16 and grpo.engine == "shared-prefix" and weight_size(params) == 4
-    if not is_rounded or model.embedding_parameters is None:
+    if grpo.lora or not is_rounded or model.embedding_parameters is None:
         return 0
     return model.parameters - model.embedding_parameters
 

@@ -255,46 +255,35 @@ def test_a_small_disk_is_refused_unless_most_outputs_exist(
 
 
 @pytest.mark.parametrize(
-    ("grpo", "compilers", "cc", "is_missing"),
-    [
-        ("fused_head: true", (), None, True),
-        ("compile: true", (), None, True),
-        ("engine: trl, reuse_prompt_pass: false, reference_steps: 1", (), None, True),
-        ("beta: 0.04", (), None, False),
-        ("fused_head: true", ("clang",), None, False),
-        ("fused_head: true", ("gcc",), None, False),
-        ("fused_head: true", (), "/opt/cc", False),
-    ],
+    ("compilers", "cc", "is_missing"),
+    [((), None, True), (("clang",), None, False), (("gcc",), None, False), ((), "/opt/cc", False)],
 )
-def test_kernels_that_are_compiled_on_a_gpu_need_a_compiler(
+def test_a_gpu_needs_a_compiler(
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    grpo: str,
     compilers: tuple[str, ...],
     cc: str | None,
     is_missing: bool,
 ) -> None:
     which = shutil.which
-    hidden = {"gcc", "clang"}.difference(compilers)
 
     def find(name: str, *rest: Any, **options: Any) -> str | None:
-        if name in compilers:
-            return f"/usr/bin/{name}"
-        return None if name in hidden else which(name, *rest, **options)
+        if name in ("gcc", "clang"):
+            return f"/usr/bin/{name}" if name in compilers else None
+        return which(name, *rest, **options)
 
     monkeypatch.setattr(shutil, "which", find)
     monkeypatch.delenv("CC", raising=False)
     if cc is not None:
         monkeypatch.setenv("CC", cc)
-    path = own(root, f"extends: full\nparams: {{grpo: {{{grpo}, prompts_per_device: 1}}}}\n")
     if not is_missing:
-        apply(path, dry_run=True)
+        apply("full", dry_run=True)
         return
     with pytest.raises(InputError, match="for 1 reason"):
-        apply(path, dry_run=True)
+        apply("full", dry_run=True)
     error = capsys.readouterr().err
-    assert f"MISSING: C compiler: grpo.{grpo.split(':')[0]}" in error
+    assert "MISSING: C compiler: TRL compiles its losses" in error
     assert "apt-get install gcc" in error
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from stages.base.code import drop_code
+from stages.base.family import check_family
 from stages.base.hub import COPIED_PATTERNS, is_model_id, snapshot
 from stages.core import layout
 from stages.core.cards.licence import read_licence
@@ -47,6 +48,7 @@ def main() -> None:
             if file.is_file() and any(file.match(pattern) for pattern in COPIED_PATTERNS):
                 shutil.copyfile(file, folder / file.name)
         drop_code(folder, base.source)
+        check_family(folder, base.source)
         processor = load_processor(folder)
         if base.max_pixels is not None:
             set_max_pixels(processor, base.max_pixels)

@@ -87,6 +87,31 @@ def test_a_source_that_cannot_be_is_refused(
     assert not layout.BASE_MODEL.exists()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "removed", "message"),
+    [
+        ("llava", (), "type 'llava': take a Qwen2-VL, Qwen2.5-VL or Qwen3-VL"),
+        ("qwen2", (), "type 'qwen2': take a Qwen2-VL"),
+        ("qwen2_vl", ("processor_config.json",), "no preprocessor_config.json or processor_config"),
+    ],
+)
+def test_a_model_of_another_family_or_without_a_processor_is_refused(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    removed: tuple[str, ...],
+    message: str,
+) -> None:
+    path = root / "source" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"model_type": model_type}), encoding="utf-8")
+    for name in removed:
+        (root / "source" / name).unlink()
+    with pytest.raises(InputError, match=message):
+        run_base(monkeypatch, root)
+    assert not layout.BASE_MODEL.exists()
+
+
 def test_tied_weights_stay_tied_and_are_stored_once(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -101,6 +102,29 @@ def test_a_folder_that_is_not_writable_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file", encoding="utf-8")
     with pytest.raises(InputError, match=str(tmp_path / "a")):
         AnswerCache(tmp_path / "a")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_disk_that_is_read_only_is_named_and_stops_no_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    cache = AnswerCache(tmp_path)
+    cache.add("key", [], Answers({}, []))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "write_text", refuse)
+        with pytest.raises(InputError, match=str(tmp_path)):
+            cache.add("other", [], Answers({}, []))
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "unlink", refuse)
+        cache.trim(0)
+    assert cache.has("key")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        AnswerCache(tmp_path / "new")
 
 
 def about(text: str, **images: str) -> Question:

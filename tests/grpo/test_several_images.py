@@ -122,6 +122,17 @@ def test_features_and_paths_stay_with_their_images(counts: tuple[int, int]) -> N
     assert set(features._features) == set(names)
 
 
+def test_lengths_stay_those_of_the_prompts() -> None:
+    _, _, prompts = prepared("qwen2_vl", (1, 2))
+    assert prompts.is_padded
+    short, long = prompts.select([0]), prompts.select([1])
+    others = [short, long, prompts.select([1, 0]), concatenate_prompts([long, short, prompts])]
+    for batch in (prompts, *others):
+        assert batch.lengths == tuple(batch.mask.sum(1).tolist())
+        assert batch.is_padded == (not bool(batch.mask.all()))
+    assert not long.is_padded
+
+
 def test_tables_of_several_steps_hold_prompts_with_several_images() -> None:
     policy, _, prompts = prepared("qwen2_vl", (8, 1))
     trie = build_trie([[5, 6, 7]], EOS_IDS, 10)

@@ -23,6 +23,7 @@ from stages.grpo.trainer import (
     save_policy,
     write_log,
 )
+from stages.policy.determinism import deterministic_mode
 from stages.policy.loading import load_policy, load_processor
 from stages.prompts.styles import Style, chat, prompt_text
 from tests.grpo.tiny import (
@@ -322,3 +323,13 @@ def test_dataset_rows_contain_the_chat_template_once(tmp_path: Path) -> None:
     assert row["completion"] == "<answer> A </answer><|im_end|>"
     assert row["prompt"].endswith("<|im_start|>assistant\n")
     assert row["image"].size == (384, 384)
+
+
+def test_backward_passes_are_deterministic_and_do_not_only_warn(tmp_path: Path) -> None:
+    trainer = sft_trainer(tmp_path)
+    modes: list[int] = []
+    weight = torch.ones(1, requires_grad=True)
+    weight.register_hook(lambda _: modes.append(torch.get_deterministic_debug_mode()))
+    with deterministic_mode(enabled=True, warn_only=True):
+        trainer.accelerator.backward(weight.sum())
+    assert modes == [2], "an error"

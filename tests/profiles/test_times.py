@@ -146,6 +146,10 @@ def test_weight_traffic_is_as_computed_by_hand() -> None:
     # all but the update twice, and the second gradient is added
     twice = 2 * (drafted - 40) + 4 + 40
     assert weight_traffic(accumulated, MODEL) == pytest.approx(twice * weights - 2 * rounded)
+    # the reference of adapters is the policy without them, in float32
+    adapter = {"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": ["q_proj"]}
+    lora = params_with(grpo=ALONE | {"lora": adapter, "reuse_prompt_pass": False})
+    assert weight_traffic(lora, MODEL) == weight_traffic(lora, unknown)
     frozen = params_with(grpo=ALONE | {"freeze_vision_tower": True})
     saved = (2 + 2 + 4 + 40) * MODEL.vision_parameters
     assert weight_traffic(frozen, MODEL) == pytest.approx(alone - saved)

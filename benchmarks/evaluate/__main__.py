@@ -31,7 +31,7 @@ from benchmarks.command_line import build_parser, silence_libraries
 from stages.corpus.dataset.split_files import MAX_IMAGES
 
 _OF_SAMPLE: Final = 5
-"""Questions per image: 1,469 about 305 in the embedded corpus' test splits (17,662 about 17,352 in
+"""Questions per image, about: 1,512 in the embedded corpus' test splits (17,662 about 17,352 in
 the published ones).
 """
 _QUICK: Final = 16

@@ -75,8 +75,8 @@ def main() -> int:
         "more_minutes": more_minutes,
         "provenance": collect_provenance({}),
     }
-    write_json(out.with_suffix(".json"), result)
-    with atomic_file(out.with_suffix(".md")) as path:
+    write_json(out.with_name(f"{out.name}.json"), result)
+    with atomic_file(out.with_name(f"{out.name}.md")) as path:
         path.write_text(page(result), encoding="utf-8")
     print(page(result))
     for name in failed:
@@ -118,7 +118,6 @@ def measure(
         if remaining <= 0:
             missing.append(name)
             continue
-        path.unlink(missing_ok=True)  # of another command, device, code or setting
         part = path.with_suffix(".part")
         command = [sys.executable, "-m", *words, "--json", str(part)]
         print(f"== {name}: {' '.join(command[1:])}", file=sys.stderr, flush=True)

@@ -155,7 +155,7 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
         "MFU",
         "peak memory, GiB",
         "against G copies",
-        "of at most, by FLOPs",
+        "by FLOPs",
     ]
     rates = []
     differences = []
@@ -164,17 +164,22 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
             ways = [way for way in WAYS if way in row["ms_per_prompt"]]
             rates += [_rates(name, measured, row, way) for way in ways]
             rates += [_missing(name, way) for way in row["does_not_fit"]]
-            keys = ("max_logp_diff", "grad_rel_diff")
+            keys = ("max_logp_diff", "grad_rel_diff", "grad_rounding")
             differences.append([name, *(_difference(row[key]) for key in keys)])
     yield from _table(header, rates)
     yield ""
-    yield "Shared prefix against G copies, same completions (bfloat16 rounds to 4e-3 of a number):"
+    yield from _paragraph(
+        "Shared prefix against G copies, on the same completions. Both round to bfloat16 (4e-3 of a"
+        " number), in another order; the last column is what rounding alone changes of the"
+        " gradients of G copies."
+    )
     yield ""
     yield from _table(
         [
             "model and style",
             "largest difference of log-probabilities",
             "relative difference of gradients",
+            "of G copies in bfloat16 and in float32",
         ],
         differences,
     )
@@ -287,7 +292,7 @@ def _evaluation(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _matrix(result: Mapping[str, Any]) -> Iterator[str]:
-    if not result["matrix_hours"]:
+    if not result["matrix_hours"] or result["device"]["name"] == "cpu":
         return
     yield from ("", "## The 13 checkpoints of OmniMedVQA, in GPU-hours by these rates", "")
     columns = [*WAYS, "evaluation"]

@@ -23,7 +23,10 @@ REPOSITORY: Final = Path(__file__).parents[2]
 _CODE: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "benchmarks.grpo_step": (("train",), ("benchmarks/grpo_step",)),
     "benchmarks.evaluate": (("evaluate",), ("benchmarks/evaluate", "benchmarks/grpo_step")),
-    "benchmarks.gpu.learning": (("train", "evaluate"), ("benchmarks/gpu/learning.py",)),
+    "benchmarks.gpu.learning": (
+        ("download", "resize", "splits", "prior", "base", "train", "evaluate", "report"),
+        ("benchmarks/gpu/learning.py", "infra/sample", "infra/base"),
+    ),
 }
 """Module of a part -> stages whose code it measures, and its own files and folders."""
 

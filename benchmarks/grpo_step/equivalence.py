@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,13 +12,22 @@ from benchmarks.grpo_step.g_copies import GCopies, log_probabilities
 from benchmarks.grpo_step.trainers import TrainerStep
 
 
-def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) -> dict[str, float]:
-    """Compare our step with separate copies; ours samples, both score the same completions.
+class Differences(TypedDict):
+    """Of our step from separate copies.
 
     `max_logp_diff`: largest absolute difference of log-probabilities of policy and reference;
     `grad_rel_diff`: norm of the difference of the gradients of all parameters, over the norm of
-    theirs.
+    theirs; `grad_rounding`: the same between theirs under autocast and without: what rounding alone
+    makes of gradients. None where nothing is rounded.
     """
+
+    max_logp_diff: float
+    grad_rel_diff: float
+    grad_rounding: float | None
+
+
+def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) -> Differences:
+    """Compare our step with separate copies; ours samples, both score the same completions."""
     trainer: Any = ours.trainer
     policy = theirs.policy
     ours.choose_tower()
@@ -31,24 +41,39 @@ def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) 
     theirs.choose_tower()
     groups = batch["completion_ids"].view(len(examples), theirs.group, -1)
     advantages = batch["advantages"].view(len(examples), theirs.group)
+
+    def gradients_of_copies(*, unrounded: bool) -> dict[str, Tensor]:
+        for number, example in enumerate(examples):
+            prompt = theirs.copies(example)
+            loss = theirs.loss(prompt, groups[number], advantages[number], unrounded=unrounded)
+            (loss / len(examples)).backward()
+        return _take_gradients(policy)
+
     max_difference = 0.0
     for number, example in enumerate(examples):
         prompt = theirs.copies(example)
-        (theirs.loss(prompt, groups[number], advantages[number]) / len(examples)).backward()
         rows = slice(number * theirs.group, (number + 1) * theirs.group)
         with torch.no_grad(), theirs.autocast():
             for model, our_scores in ((policy, scores), (theirs.reference, reference)):
                 difference = log_probabilities(model, prompt, groups[number]) - our_scores[rows]
                 max_difference = max(max_difference, float(difference.abs().max()))
-    separate = _take_gradients(policy)
-    difference_squared = sum(
-        float((separate[name] - gradients[name]).double().pow(2).sum()) for name in separate
-    )
-    norm_squared = sum(float(each.double().pow(2).sum()) for each in separate.values())
+    separate = gradients_of_copies(unrounded=False)
+    rounding = None
+    if theirs.autocast is not nullcontext:
+        rounding = _relative_difference(separate, gradients_of_copies(unrounded=True))
     return {
         "max_logp_diff": max_difference,
-        "grad_rel_diff": (difference_squared / norm_squared) ** 0.5,
+        "grad_rel_diff": _relative_difference(gradients, separate),
+        "grad_rounding": rounding,
     }
+
+
+def _relative_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Norm of the difference of all gradients, over the norm of the other ones."""
+    squares = sum(float((other[name] - one[name]).double().pow(2).sum()) for name in other)
+    return float(
+        (squares / sum(float(each.double().pow(2).sum()) for each in other.values())) ** 0.5
+    )
 
 
 def _take_gradients(policy: Any) -> dict[str, Tensor]:

@@ -8,20 +8,18 @@ two forwards; nothing is recomputed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PretrainedConfig
 
 from stages.core.distributed.matrix_product import measure_rate
+from stages.profiles.times import PEAKS
 
 Way = Literal["g_copies", "trl", "shared", "drafted", "training"]
 """Single steps as Med-R1 computes them, by TRL, by ours without and with drafts; and a step of ours
 among those of a training, with what is done ahead.
 """
-
-PEAKS: Final = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, "B200": 2250e12}
-"""Substring of a GPU's name -> dense bfloat16 FLOP/s in its data sheet."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +122,9 @@ def peak_rate(device: torch.device) -> tuple[float, str]:
     """Peak FLOP/s of this device and its source: a data sheet, or a timed matrix product."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, rate in PEAKS.items():
+        for part, peak in PEAKS.items():
             if part in name:
-                return rate, f"data sheet of the {part}, bfloat16, dense"
+                return peak.bfloat16, f"data sheet of the {part}, bfloat16, dense"
     timed = measure_rate(device.type, torch.get_num_threads())
     return (
         timed.flops_per_second,

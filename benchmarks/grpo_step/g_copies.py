@@ -133,9 +133,15 @@ class GCopies:
             )
             return rows[:, prompt.tokens :]
 
-    def loss(self, prompt: Copies, completions: Tensor, advantages: Tensor) -> Tensor:
-        """Loss of one group: completions (G, C), advantages (G,)."""
-        with self.clock.part("policy forward"), self.autocast():
+    def loss(
+        self, prompt: Copies, completions: Tensor, advantages: Tensor, *, unrounded: bool = False
+    ) -> Tensor:
+        """Loss of one group: completions (G, C), advantages (G,).
+
+        `unrounded`: the policy computes in the type of its weights, without autocast.
+        """
+        autocast = nullcontext if unrounded else self.autocast
+        with self.clock.part("policy forward"), autocast():
             logps = log_probabilities(self.policy, prompt, completions)
         with self.clock.part("reference"), torch.inference_mode(), self.autocast():
             reference = log_probabilities(self.reference, prompt, completions)

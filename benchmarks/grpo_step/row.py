@@ -7,9 +7,8 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.matrix import TRAIN_PROMPTS
 from benchmarks.grpo_step.clock import PARTS, PeakMemory
-from benchmarks.grpo_step.equivalence import compare
+from benchmarks.grpo_step.equivalence import Differences, compare
 from benchmarks.grpo_step.flops import Way, costs, per_prompt
 from benchmarks.grpo_step.g_copies import GCopies
 from benchmarks.grpo_step.trace import trace
@@ -36,8 +35,8 @@ def measure_row(
     plan = setup.plan
     steps: Any = setup.steps(group, completion)
     compared = partial(compare, steps["shared"], steps["g_copies"], setup.examples[:1])
-    differences: Mapping[str, float | None]
-    differences = setup.attempt(compared) or {"max_logp_diff": None, "grad_rel_diff": None}
+    differences: Mapping[str, object]
+    differences = setup.attempt(compared) or dict.fromkeys(Differences.__annotations__)
     cell = f"G={group} C={completion} images={setup.images}"
     times, memory = run_steps(setup, steps, cell, report)
     seconds = {
@@ -199,7 +198,6 @@ def figures(
         "completion_tokens_per_second": {way: prompts * tokens / step[way] for way in step},
         "flops_per_step": dict(flops),
         "mfu": {way: flops[way] / (step[way] * rate) for way in step},
-        "matrix_hours": {way: TRAIN_PROMPTS * step[way] / prompts / 3600 for way in step},
     }
 
 

@@ -73,7 +73,7 @@ def _steps(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Seconds per step, by part")
     for name in ("images", "tokens", "G", "C", "way"):
         table.add_column(name)
-    for name in ("step", *PARTS, "ms/prompt", "tokens/s", "MFU", "peak memory", "matrix"):
+    for name in ("step", *PARTS, "ms/prompt", "tokens/s", "MFU", "peak memory"):
         table.add_column(name, justify="right")
     for row in rows:
         ways = [way for way in NAMES if way in row["seconds"]]
@@ -91,7 +91,6 @@ def _steps(rows: list[dict[str, Any]]) -> Table:
                 f"{row['completion_tokens_per_second'][way]:.0f}",
                 f"{row['mfu'][way]:.0%}",
                 f"{row['peak_memory_bytes'][way]['above_start'] / 2**30:.2f} GiB",
-                f"{row['matrix_hours'][way]:.1f} h",
                 end_section=last,
                 style="bold" if last else None,
             )

@@ -116,7 +116,7 @@ class Drafts:
     ) -> None:
         """`seeds`: completions that are likely from the start.
 
-        Together they count as a quarter of what is remembered, until that many were written.
+        Together they fill a quarter of `recent` at first; completions take their place in time.
         `excluded` and `max_nodes`: see `build_trie`.
         """
         self._excluded = frozenset(excluded)
@@ -174,7 +174,7 @@ def without_drafts(prompt_pass: PromptPass) -> DraftPass:
     return DraftPass(prompt_pass.keys_values, prompt_pass.logits[:, None], DraftTrie())
 
 
-@lru_cache(maxsize=2)  # the policy's, and the one that the reference takes several steps with
+@lru_cache(maxsize=2)  # the trie of the policy's pass, and that of a reference's
 def _on_device(trie: DraftTrie, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (N,), depths (N,) and ancestry (N, N) of a trie, which seldom changes: copied once."""
     tokens, depths = torch.tensor(trie.tokens), torch.tensor(trie.depths[1:])

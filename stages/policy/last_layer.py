@@ -27,9 +27,9 @@ def narrow_last_layer(policy: Any, tokens: int) -> Iterator[bool]:
     """Inside, the policy's hidden states are those of the last `tokens` tokens: (B, tokens, H).
 
     With several `tokens` the policy must be given a 4-D mask: without one, attention assumes as
-    many queries as keys. Yields whether they are. It does not, and nothing changes, if the layer's
-    activations are recomputed for gradients (that happens after this context has ended), if its
-    forward is replaced already, and for layer types not in `LAYERS`.
+    many queries as keys. Yields True; False, and nothing changes, if the layer's activations are
+    recomputed for gradients (that happens after this context has ended), if its forward is replaced
+    already, and for layer types not in `LAYERS`.
     """
     layer = backbone(policy).language_model.layers[-1]
     if (

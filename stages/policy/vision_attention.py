@@ -58,10 +58,10 @@ def _plan(cumulative: Tensor) -> _Plan:
 
 
 class _Permute(torch.autograd.Function):
-    """`states.index_select(dim, order)` of a permutation, whose inverse the gradient takes.
+    """`states.index_select(dim, order)` for a permutation `order`; its gradient is permuted back.
 
-    torch adds up the gradients of an index, with a sort on a GPU: dozens of launches in place of
-    one, in every block.
+    torch would add up the gradients of an index, on a GPU after a sort: dozens of launches in place
+    of one, in every block.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ from stages.profiles.measured import FILE, read_measured
 from stages.profiles.needs import OUTPUT_PATHS, Needs, disk, memory, needs
 from stages.profiles.schema import Model, Profile, Scale, merge
 from stages.profiles.shown import ONE
-from stages.profiles.times import shown_images
+from stages.profiles.times import foresees, shown_images
 from stages.profiles.variants import describe_answers, expected_answers
 
 Level = Literal["note", "stops"]
@@ -363,6 +363,15 @@ def describe_needs(
         f" {estimate.evaluation:.1f} to test), {where}"
     )
     yield f"  to train: {_format_hours(estimate.training_parts)}"
+    if foresees(params):
+        without = params.model_copy(
+            update={"grpo": params.grpo.model_copy(update={"draft_nodes": 0})}
+        )
+        hours = needs(without, profile.model, profile.scale, name).training
+        yield (
+            "  that is with all completions foreseen by drafts; with none, as before a policy has"
+            f" learnt the answer format, {hours:.1f} h to train (estimated)"
+        )
     yield f"  to test: {_format_hours(estimate.evaluation_parts)}"
     yield _source(estimate, name)
 

@@ -73,6 +73,7 @@ def steps(ms: float, tokens: int = 10, rollout: float = 0.2, **changes: Any) -> 
         },
         "max_logp_diff": 1e-3,
         "grad_rel_diff": 2e-3,
+        "grad_rounding": 3e-3,
     }
     shared = {
         "profile": "full",

@@ -15,7 +15,6 @@ import torch
 from torch._C._autograd import DeviceType
 from transformers import AutoConfig
 
-from benchmarks.gpu.matrix import TRAIN_PROMPTS
 from benchmarks.grpo_step import __main__, g_copies, measure, trainers
 from benchmarks.grpo_step.clock import PARTS, Clock, PeakMemory
 from benchmarks.grpo_step.equivalence import compare
@@ -156,7 +155,6 @@ def test_figures_follow_from_seconds() -> None:
     assert result["mfu"] == {"g_copies": 0.5, "trl": 0.5, "shared": 0.5}
     assert result["ms_per_prompt"]["shared"] == 500
     assert result["completion_tokens_per_second"]["shared"] == 80
-    assert result["matrix_hours"]["shared"] == pytest.approx(TRAIN_PROMPTS * 0.5 / 3600)
     assert result["largest_in_ours"] == {"part": "backward", "share": 0.75}
 
 
@@ -186,6 +184,7 @@ def test_copies_and_ours_give_the_same_log_probabilities_and_gradients(tiny: Ben
     differences = compare(steps["shared"], steps["g_copies"], tiny.examples)
     assert differences["max_logp_diff"] < 1e-5
     assert differences["grad_rel_diff"] < 1e-5
+    assert differences["grad_rounding"] is None, "nothing is rounded in float32"
     assert all(parameter.grad is None for parameter in tiny.policy.parameters())
 
 

@@ -86,7 +86,7 @@ class Grpo(SettingsGroup):
     """
     reuse_prompt_pass: bool
     """The pass over a prompt that begins its rollout keeps its gradients and serves the loss too: a
-    fourth less work. It holds the activations of all prompts of a forward pass while completions
+    fifth less work. It holds the activations of all prompts of a forward pass while completions
     are sampled.
     """
     reference_steps: Annotated[int, Field(ge=1, le=64)]

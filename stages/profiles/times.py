@@ -46,16 +46,28 @@ BANDWIDTH_SHARE: Final = 0.8
 """Assumed: share of the peak bandwidth that element-wise kernels reach."""
 LAYERS: Final = 28
 """Layers of the language model for which launches were measured; its vision tower has 32."""
-FORWARD_SECONDS: Final = 0.067
-"""Measured: launches of a forward pass over prompts with images, 54 to 80 ms for 1,961 kernels."""
-COMPLETION_SECONDS: Final = 0.048
-"""Measured: launches of a forward pass over completions alone, 36 to 59 ms for 1,230 kernels."""
-BACKWARD_SECONDS: Final = 0.145
-"""Measured: launches of a backward pass, 100 to 190 ms for 5,957 kernels."""
+FORWARD_SECONDS: Final = 0.102
+"""Launches of a forward pass over prompts with images: 2,972 kernels under autocast, counted by
+`benchmarks.step_kernels`, of 34 us each: measured without autocast, 54 to 80 ms for 1,961.
+"""
+REFERENCE_SECONDS: Final = 0.080
+"""The same of the reference, whose weights need no cast: 2,329 kernels."""
+COMPLETION_SECONDS: Final = 0.073
+"""The same of a forward pass over completions alone: 1,883 kernels of 39 us each, measured as 36 to
+59 ms for 1,230.
+"""
+BACKWARD_SECONDS: Final = 0.112
+"""The same of a backward pass through prompts and drafts: 4,599 kernels of 24 us each, measured as
+100 to 190 ms for 5,957.
+"""
+COMPLETION_BACKWARD_SECONDS: Final = 0.080
+"""What a backward pass through completions of a pass of their own adds: 3,292 kernels."""
 TRAINER_SECONDS: Final = 0.07
 """Measured: TRL, transformers and the optimiser's launches per step, 60 to 80 ms."""
 TOKEN_SECONDS: Final = 0.024
-"""Measured: launches of a pass that samples a token of each completion: 9 in 160 to 265 ms."""
+"""Measured: launches of a pass that samples a token of each completion: 9 in 160 to 265 ms, without
+autocast.
+"""
 IMAGE_SECONDS: Final = 0.011
 """Measured: open an image (3.4 to 4.9 ms) and process it (6.8 ms), the GPU waiting."""
 COMPLETION_TOKENS: Final = {"no-think": 10, "think": 150, "think-after": 150}
@@ -357,9 +369,9 @@ def _prompt_flops(params: Params, model: Model, images: float) -> float:
 def _launch_seconds(params: Params, model: Model) -> float:
     """Host time of the launches of a pass over `prompts_per_device` prompts, sampling aside."""
     seconds = FORWARD_SECONDS + BACKWARD_SECONDS
-    seconds += FORWARD_SECONDS * reference_passes(params)
+    seconds += REFERENCE_SECONDS * reference_passes(params)
     if not foresees(params):
-        seconds += COMPLETION_SECONDS
+        seconds += COMPLETION_SECONDS + COMPLETION_BACKWARD_SECONDS
     return seconds * model.layers / LAYERS
 
 

@@ -28,6 +28,7 @@ from stages.profiles.schema import Model, Profile, Scale, load_profile, merge
 from stages.profiles.times import (
     AUTO_ROWS,
     BACKWARD_SECONDS,
+    COMPLETION_BACKWARD_SECONDS,
     COMPLETION_SECONDS,
     DISK_RATE,
     FORWARD_SECONDS,
@@ -35,6 +36,7 @@ from stages.profiles.times import (
     LONG_SHARE,
     PEAKS,
     REFERENCE,
+    REFERENCE_SECONDS,
     TOKEN_SECONDS,
     TRAINER_SECONDS,
     batch_rows,
@@ -85,7 +87,7 @@ def test_a_step_of_foreseen_answers_waits_for_images_and_launches() -> None:
     assert parts["images"] == pytest.approx(4 * IMAGE_SECONDS)
     assert parts["sampling"] == 0
     # policy and reference forward, and a backward
-    launches = 2 * FORWARD_SECONDS + BACKWARD_SECONDS
+    launches = FORWARD_SECONDS + REFERENCE_SECONDS + BACKWARD_SECONDS
     kernels = parts["products"] + parts["weights"]
     assert kernels < launches
     assert parts["launches"] == pytest.approx(launches - kernels)
@@ -99,7 +101,7 @@ def test_what_is_done_ahead_of_a_step_is_not_waited_for() -> None:
     ahead = step_parts(params_with(), MODEL, H200)
     assert params_with().grpo.batches_ahead == 8
     assert ahead["images"] == 0, "two workers are faster than a step"
-    saved = FORWARD_SECONDS * 7 / 8
+    saved = REFERENCE_SECONDS * 7 / 8
     host = ("launches", "products", "weights")
     assert sum(alone[part] - ahead[part] for part in host) == pytest.approx(saved)
     # workers that are slower than a step are waited for
@@ -116,7 +118,8 @@ def test_without_drafts_each_token_takes_a_pass_and_completions_are_scored() -> 
     assert parts["sampling"] == pytest.approx(10 * TOKEN_SECONDS)
     host = parts["launches"] + parts["products"] + parts["weights"]
     # without drafts the reference takes no several steps at once
-    assert host == pytest.approx(2 * FORWARD_SECONDS + COMPLETION_SECONDS + BACKWARD_SECONDS)
+    once = FORWARD_SECONDS + REFERENCE_SECONDS + BACKWARD_SECONDS
+    assert host == pytest.approx(once + COMPLETION_SECONDS + COMPLETION_BACKWARD_SECONDS)
     assert parts["weights"] > drafted["weights"]
     assert step_parts(params_with(grpo={"engine": "trl"}), MODEL, H200)["sampling"] > 0
 

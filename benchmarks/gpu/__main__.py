@@ -34,7 +34,7 @@ from benchmarks.gpu.page import page
 from benchmarks.gpu.parts import is_current, origin, run_part
 from flows.scheduling.slots import visible_gpus
 from stages.core.cli import exit_on_termination
-from stages.core.machine import find_c_compiler
+from stages.core.machine import INSTALL_COMPILER, find_c_compiler
 from stages.core.outputs import atomic_file, read_json, write_json
 from stages.core.provenance import collect_provenance
 
@@ -60,8 +60,8 @@ def main() -> int:
     current = device()
     if current["name"] != "cpu" and find_c_compiler() is None:
         print(
-            "error: TRL's losses are compiled on a GPU, and there is no gcc or clang: apt-get"
-            " install gcc libc6-dev, or name one in the environment variable CC",
+            f"error: TRL compiles its losses for the GPU, and there is no gcc or clang:"
+            f" {INSTALL_COMPILER}",
             file=sys.stderr,
         )
         return 1

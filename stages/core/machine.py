@@ -103,6 +103,13 @@ def device_files() -> list[Path]:
     return sorted(each for each in Path("/dev").glob("nvidia[0-9]*") if each.is_char_device())
 
 
+INSTALL_COMPILER: Final = (
+    "apt-get install gcc libc6-dev (and python3-dev for a distribution's Python), or name a"
+    " compiler in the environment variable CC"
+)
+"""Remedy where `find_c_compiler` finds none."""
+
+
 def find_c_compiler() -> str | None:
     """The C compiler that Triton builds the launcher of its kernels with; None if there is none."""
     named = os.environ.get("CC")

@@ -20,7 +20,8 @@ from stages.core.errors import InputError
 from stages.core.machine import format_bytes
 from stages.core.outputs import atomic_file
 from stages.core.params import Params, check_params, parse_settings
-from stages.profiles.checks import Machine, ProfileFinding, describe_needs, findings, read_machine
+from stages.profiles.checks import Machine, ProfileFinding, findings, read_machine
+from stages.profiles.description import describe_needs
 from stages.profiles.downloads import Download, downloads, split_files
 from stages.profiles.pins import save_pin, with_import, with_released
 from stages.profiles.schema import FOLDER, SAMPLE, Profile, load_profile, merge

@@ -15,6 +15,7 @@ from stages.policy.loading import check_policy_files, load_policy, vision_token_
 from stages.policy.prompt_batch import process_prompts
 from tests.grpo.tiny import (
     BASE,
+    backward_mode,
     chats,
     embedded_policy,
     grpo_settings,
@@ -148,20 +149,13 @@ def test_more_image_tokens_than_images_are_refused(tmp_path: Path) -> None:
 
 def test_backward_passes_are_deterministic_and_do_not_only_warn(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
-    modes: list[int] = []
-    weight = torch.ones(1, requires_grad=True)
-    weight.register_hook(lambda _: modes.append(torch.get_deterministic_debug_mode()))
+    failing = torch.ones(1, requires_grad=True)
+    failing.register_hook(lambda _: 1 / 0)
     with deterministic_mode(enabled=True, warn_only=True):
-        trainer.accelerator.backward(weight.sum())
-        assert modes == [2], "an error"
+        assert backward_mode(trainer) == 2, "an error"
         assert torch.get_deterministic_debug_mode() == 1, "a warning"
-        failing = weight.sum()
-        weight.register_hook(lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            trainer.accelerator.backward(failing)
+            trainer.accelerator.backward(failing.sum())
         assert torch.get_deterministic_debug_mode() == 1
-    other = torch.ones(1, requires_grad=True)
-    other.register_hook(lambda _: modes.append(torch.get_deterministic_debug_mode()))
     with deterministic_mode(enabled=False):
-        trainer.accelerator.backward(other.sum())
-    assert modes[-1] == 0, "where nobody asked for it"
+        assert backward_mode(trainer) == 0, "where nobody asked for it"

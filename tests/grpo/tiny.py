@@ -231,6 +231,16 @@ def set_rewards(trainer: Any, reward: Callable[..., Any], name: str = "constant"
     trainer.reward_processing_classes = [None]
 
 
+def backward_mode(trainer: Any) -> int:
+    """Torch's deterministic debug mode within a backward pass of a trainer: 0, 1 warn, 2 error."""
+    modes: list[int] = []
+    weight = torch.ones(1, requires_grad=True)
+    weight.register_hook(lambda _: modes.append(torch.get_deterministic_debug_mode()))
+    trainer.accelerator.backward(weight.sum())
+    (mode,) = modes
+    return mode
+
+
 def parameters(trainer: Any) -> dict[str, torch.Tensor]:
     """Copies of a trainer's weights, by name."""
     named = trainer.model.named_parameters()

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from stages.core.machine import Gpu, Torch
-from stages.profiles.checks import Machine, describe_needs
+from stages.profiles.checks import Machine
+from stages.profiles.description import describe_needs
 from stages.profiles.measured import Measured
 from stages.profiles.needs import memory, needs
 from stages.profiles.schema import Scale, load_profile

@@ -15,7 +15,8 @@ from stages.core.params import Params, check_params, parse_settings
 from stages.generation.batch_size import MAX_GPU_ROWS, fitting_rows, row_bytes
 from stages.generation.variants import REAL
 from stages.generation.windows import Question, Variant, cut_windows
-from stages.profiles.checks import Machine, describe_needs
+from stages.profiles.checks import Machine
+from stages.profiles.description import describe_needs
 from stages.profiles.measured import (
     FILE,
     Measured,

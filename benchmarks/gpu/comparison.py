@@ -9,17 +9,10 @@ from benchmarks.evaluate.__main__ import GPU_QUESTIONS
 from benchmarks.gpu.matrix import STYLES
 from benchmarks.grpo_step.setting import REPOSITORY
 from stages.core.params import Params
+from stages.profiles.evaluation_times import answer_parts, decode_loops
 from stages.profiles.needs import memory
 from stages.profiles.schema import load_profile
-from stages.profiles.times import (
-    PEAKS,
-    answer_parts,
-    decode_loops,
-    known_gpu,
-    prompts_per_step,
-    step_parts,
-    token_seconds,
-)
+from stages.profiles.times import PEAKS, known_gpu, prompts_per_step, step_parts, token_seconds
 
 
 def predictions(gpu: str, profiles: Mapping[str, Params]) -> dict[str, dict[str, Any]]:

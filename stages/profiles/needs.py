@@ -13,6 +13,7 @@ from typing import Final
 
 from stages.core import layout
 from stages.core.params import Params
+from stages.profiles.evaluation_times import evaluation_parts
 from stages.profiles.measured import Measured
 from stages.profiles.schema import Model, Profile, Scale
 from stages.profiles.shown import ONE, Images, prompt_activations
@@ -20,7 +21,6 @@ from stages.profiles.times import (
     PEAKS,
     REFERENCE,
     Parts,
-    evaluation_parts,
     known_gpu,
     reference_bytes,
     shown_images,

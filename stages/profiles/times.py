@@ -1,4 +1,7 @@
-"""Estimates of time on a GPU, by part: optimiser steps, states, evaluations, starts of processes.
+"""Estimates of time on a GPU, by part: optimiser steps, states, starts of processes.
+
+Those of evaluations, which rest on some of the same constants, are in
+`stages.profiles.evaluation_times`.
 
 Counted are FLOPs and bytes; how long they take rests on the constants below. Those called measured
 were measured on 2 CPU cores without a GPU (launches: with the layers of Qwen2-VL-2B at tiny
@@ -9,8 +12,6 @@ widths), and are right for a host as slow as that one. Those called assumed were
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -18,7 +19,6 @@ from stages.core.params import Params
 from stages.profiles.measured import Measured
 from stages.profiles.schema import Model, Scale
 from stages.profiles.shown import ONE, Images, frames_of, images_per_question, prompt_flops
-from stages.profiles.variants import expected_answers
 from stages.taxonomy import AXIS_NAMES
 
 
@@ -86,16 +86,6 @@ DISK_RATE: Final = 1e9
 """Assumed: bytes per second that are written to a disk, read from it, or hashed."""
 TRAIN_START_SECONDS: Final = 12.3
 """Measured: imports of a training."""
-EVALUATE_START_SECONDS: Final = 9.4
-"""Measured: imports of an evaluation."""
-LOADER_THREADS: Final = 8
-"""Assumed: images that an evaluation on a GPU opens and processes at a time."""
-AUTO_ROWS: Final = 512
-"""Rows per batch of an evaluation with batch_size: auto on a GPU (`MAX_GPU_ROWS` of
-stages.generation.batch_size): those of a 2B or 3B model with one image fit into 40 GB.
-"""
-WINDOW_ROWS: Final = 1024
-"""Rows that are answered together, and images that they show (stages.generation.windows)."""
 LORA_SHARE: Final = 0.02
 """Assumed share of a model's parameters that adapters have, at rank 16 on all projections."""
 
@@ -118,7 +108,7 @@ def training_parts(
 ) -> Parts:
     """Seconds of one GPU to train all checkpoints."""
     grpo = params.grpo
-    prompts = scale.questions * params.splits.train_share * len(_axes(params))
+    prompts = scale.questions * params.splits.train_share * len(trained_axes(params))
     steps = prompts * grpo.num_train_epochs / prompts_per_step(params)
     if grpo.max_steps > 0:
         steps = min(steps, len(params.checkpoints) * grpo.max_steps)
@@ -226,87 +216,6 @@ def _rounded_in_reference(params: Params, model: Model) -> int:
     return model.parameters - model.embedding_parameters
 
 
-def evaluation_parts(
-    params: Params, model: Model, scale: Scale, peak: Peak, measured: Measured
-) -> Parts:
-    """Seconds of one GPU to test all checkpoints and the base."""
-    # on each axis, every checkpoint of it and the base are tested
-    policies = 0
-    for axis in _axes(params):
-        policies += 1 + sum(entry.axis == axis for entry in params.checkpoints.values())
-    questions = scale.questions * (1 - params.splits.train_share)
-    expected = expected_answers(params, scale)
-    # the questions of a modality share windows
-    of_modality = questions / len(params.modalities)
-    rows = of_modality * sum(count.answers for count in expected.values())
-    images = of_modality * sum(count.images for count in expected.values())
-    together = rows / decode_loops(params, rows, images)
-    parts: defaultdict[str, float] = defaultdict(float)
-    for count in expected.values():
-        each = answer_parts(params, model, peak, count.mean, together, measured.pass_seconds)
-        if measured.questions_per_second is not None:
-            # measured with answers of typical length
-            each = {
-                "answers": 1 / measured.questions_per_second,
-                "long answers": each["long answers"],
-            }
-        for name, seconds in each.items():
-            parts[name] += questions * policies * count.answers * seconds
-    weights = model.parameters * weight_size(params)
-    # hashed, then loaded
-    start = EVALUATE_START_SECONDS + 2 * weights / DISK_RATE
-    return {**parts, "starts": len(params.evaluations) * start}
-
-
-def answer_parts(
-    params: Params,
-    model: Model,
-    peak: Peak,
-    images: float = ONE.mean,
-    together: float | None = None,
-    pass_seconds: float | None = None,
-) -> Parts:
-    """Seconds per question, of so many images on average, of an evaluation.
-
-    `together`: answers that are decoded in one loop, on average, by default a full batch;
-    `pass_seconds`: of a pass that samples a token of each, if it was measured.
-    """
-    in_bfloat16 = (params.evaluate.dtype or params.base.dtype) == "bfloat16"
-    rate = EFFICIENCY * (peak.bfloat16 if in_bfloat16 else peak.float32)
-    tokens = COMPLETION_TOKENS[params.prompt.style]
-    products = (prompt_flops(model, images) + tokens * model.token_gflop * 1e9) / rate
-    answers = together or batch_rows(params)
-    typical = min(tokens, params.evaluate.max_new_tokens)
-    longest = _expected_longest(params, answers, params.evaluate.max_new_tokens)
-    token = (pass_seconds or token_seconds(model)) / answers
-    return {
-        # threads open images while the GPU computes
-        "images": max(images * IMAGE_SECONDS / LOADER_THREADS - products, 0.0),
-        "products": products,
-        "sampling": typical * token,
-        "long answers": (longest - typical) * token,
-    }
-
-
-def batch_rows(params: Params) -> int:
-    """Most rows per batch of an evaluation on a GPU."""
-    size = params.evaluate.batch_size
-    return AUTO_ROWS if size == "auto" else size
-
-
-def decode_loops(params: Params, rows: float, images: float) -> int:
-    """Loops in which an evaluation decodes so many rows of one modality, with so many images.
-
-    As `stages.generation.windows` cuts: rows are halved until a window fits, and the batches of
-    each window are decoded one after the other.
-    """
-    batch = batch_rows(params)
-    window = max(batch, min(2 * batch, WINDOW_ROWS))
-    excess = max(rows / window, images / max(window, WINDOW_ROWS), 1.0)
-    windows = 2 ** math.ceil(math.log2(excess))
-    return windows * max(math.ceil(rows / windows / batch), 1)
-
-
 def foresees(params: Params) -> bool:
     """Whether completions end in the pass over the prompts: drafted, and without thoughts."""
     grpo = params.grpo
@@ -390,14 +299,14 @@ def _waiting_passes(params: Params) -> float:
     """Passes of a step in which it waits for its longest completion, on average."""
     grpo = params.grpo
     completions = grpo.prompts_per_device * grpo.num_generations
-    longest = _expected_longest(params, completions, grpo.max_completion_length)
+    longest = expected_longest(params, completions, grpo.max_completion_length)
     waiting = longest - _decoded(params)
     if foresees(params):  # one that runs to the limit takes all of its passes, the others none
         waiting = _share_of_long(completions) * grpo.max_completion_length
     return grpo.gradient_accumulation_steps * waiting
 
 
-def _expected_longest(params: Params, count: float, limit: int) -> float:
+def expected_longest(params: Params, count: float, limit: int) -> float:
     """Tokens of the longest of `count` completions, on average."""
     style = params.prompt.style
     longest = min(COMPLETION_TOKENS[style] * LONGEST[style], limit)
@@ -409,7 +318,7 @@ def _share_of_long(count: float) -> float:
     return 1 - (1 - LONG_SHARE) ** count
 
 
-def _axes(params: Params) -> list[str]:
+def trained_axes(params: Params) -> list[str]:
     """The axes that have a checkpoint."""
     trained = {entry.axis for entry in params.checkpoints.values()}
     return [axis for axis in AXIS_NAMES if axis in trained]

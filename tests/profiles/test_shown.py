@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from stages.core.machine import Gpu, Torch
 from stages.profiles.checks import Machine
 from stages.profiles.description import describe_needs
+from stages.profiles.evaluation_times import LOADER_THREADS, answer_parts
 from stages.profiles.measured import Measured
 from stages.profiles.needs import memory, needs
 from stages.profiles.schema import Scale, load_profile
 from stages.profiles.shown import ONE, Images, images_per_question, prompt_flops
-from stages.profiles.times import IMAGE_SECONDS, LOADER_THREADS, answer_parts, step_parts
+from stages.profiles.times import IMAGE_SECONDS, step_parts
 from tests.benchmarks.test_grpo_step import model_costs
 from tests.conftest import ROOT
 from tests.profiles.test_times import ALONE, FULL, H200, MODEL, NAME, SCALE, params_with

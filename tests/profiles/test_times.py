@@ -17,6 +17,7 @@ from stages.generation.variants import REAL
 from stages.generation.windows import Question, Variant, cut_windows
 from stages.profiles.checks import Machine
 from stages.profiles.description import describe_needs
+from stages.profiles.evaluation_times import AUTO_ROWS, batch_rows, decode_loops, evaluation_parts
 from stages.profiles.measured import (
     FILE,
     Measured,
@@ -27,7 +28,6 @@ from stages.profiles.measured import (
 from stages.profiles.needs import needs
 from stages.profiles.schema import Model, Profile, Scale, load_profile, merge
 from stages.profiles.times import (
-    AUTO_ROWS,
     BACKWARD_SECONDS,
     COMPLETION_BACKWARD_SECONDS,
     COMPLETION_SECONDS,
@@ -40,9 +40,6 @@ from stages.profiles.times import (
     REFERENCE_SECONDS,
     TOKEN_SECONDS,
     TRAINER_SECONDS,
-    batch_rows,
-    decode_loops,
-    evaluation_parts,
     known_gpu,
     reference_passes,
     state_bytes,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from stages.profiles.evaluation_times import answer_parts, decode_loops, evaluation_parts
 from stages.profiles.measured import Measured
 from stages.profiles.schema import Scale
 from stages.profiles.shown import shapes_of
-from stages.profiles.times import answer_parts, decode_loops, evaluation_parts
 from stages.profiles.variants import (
     Answers,
     added,
